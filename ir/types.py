@@ -67,10 +67,7 @@ def parse_dim(text: str) -> Dim:
         if match.start() != end or (end and not (match[1] or (match[4] or "")[:1] in ("+", "-"))):
             break
         end = match.end()
-        if match[4]:
-            total = total + int(match[4])
-        else:
-            total = total + int(match[1] + (match[2] or "1")) * sym(match[3])
+        total = total + (int(match[4]) if match[4] else int(match[1] + (match[2] or "1")) * sym(match[3]))
     if end != len(text) or not text:
         raise TypeMismatch(f"{text!r} is no dimension; expected an integer or a form such as n or 2*h+1")
     return total
@@ -147,7 +144,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A run-time object threaded through the graph, such as the paged KV cache. Each version is written at most once."""
+    """A run-time object threaded through the graph, such as the paged KV cache. A version is written at most once."""
 
     kind: str
     dtype: str

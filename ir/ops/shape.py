@@ -54,6 +54,7 @@ def merge_heads(x: Tensor) -> Tensor:
     """[..., heads, d] -> [..., heads * d]."""
     require(len(x.shape) >= 2 and isinstance(x.shape[-1], int), f"merge_heads needs [..., heads, d], got {x}")
     *lead, heads, width = x.shape
+    assert isinstance(width, int)
     return Tensor((*lead, heads * width), x.dtype)
 
 
