@@ -20,13 +20,13 @@ def evaluate(
     """The graph's outputs for the inputs `feeds`, by name.
 
     `implementations[op](*operands, **attrs)` returns the result, or a tuple of them; `weights(name)` gives the value of
-    a weight node. Values are dropped after their last use, so memory follows the widest point of the graph.
+    a weight or constant node. Values are dropped after their last use, so memory follows the widest point of the graph.
     """
     last: dict[Value, int] = {v: i for i, node in enumerate(graph.nodes) for v in node.inputs}
     last |= {v: len(graph.nodes) for v in graph.outputs}
     values: dict[Value, Any] = {v: feeds[v.name] for v in graph.inputs}
     for i, node in enumerate(graph.nodes):
-        if node.op.name == "weight":
+        if node.op.name in ("weight", "constant"):
             results: Any = weights(str(node.attrs["name"]))
         else:
             results = implementations[node.op.name](*(values[v] for v in node.inputs), **node.attrs)

@@ -1,10 +1,10 @@
 """The op set, a module per family; importing this package registers every op."""
 
 from .attention import attention, full_attention, kv_append, qkv_rope_append, rope
-from .leaf import rope_frequencies, weight
+from .leaf import constant, rope_frequencies, weight
 from .linear import cast, dequantize, linear, pack, quantize, quantize_rows, unpermute_rope
 from .norm import add_rms_norm, layer_norm, rms_norm
-from .pointwise import add, gelu, mul, silu, swiglu, tanh
+from .pointwise import add, div, gelu, mul, silu, swiglu, tanh
 from .shape import columns, concat, embed, mean_rows, merge_heads, prepend_row, split_heads, take_rows, take_token
 from .vision import conv2d, patches_to_rows
 
@@ -15,8 +15,10 @@ __all__ = [
     "cast",
     "columns",
     "concat",
+    "constant",
     "conv2d",
     "dequantize",
+    "div",
     "embed",
     "full_attention",
     "gelu",

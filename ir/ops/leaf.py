@@ -15,6 +15,14 @@ def weight(*, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
 
 
 @op
+def constant(*, name: str, shape: tuple[int, ...], dtype: str, layout: str) -> Tensor:
+    """The artifact's tensor called `name`: computed from weights alone when the model was converted."""
+    require(is_dtype(dtype), f"constant {name!r} has the unknown dtype {dtype!r}")
+    require(all(d > 0 for d in shape), f"constant {name!r} has the impossible shape {shape}")
+    return Tensor(shape, dtype, layout)
+
+
+@op
 def rope_frequencies(
     *,
     dim: int,

@@ -41,7 +41,7 @@ def dequantize(w: Tensor) -> Tensor:
 
 @op
 def quantize_rows(x: Tensor, *, group: int) -> Tensor:
-    """Activations as int8: each group of a row has scale = max|x| / 127 (f32), q = rint(x / scale), and the sum of q."""
+    """Activations as int8: each group of a row has scale = max|x| / 127 (f32), q = rint(x / scale), the sum of q."""
     k = x.shape[-1]
     require(isinstance(k, int) and k % group == 0 and x.dtype == "f32", f"cannot quantize {x} in groups of {group}")
     return Tensor(x.shape, f"a8_g{group}")

@@ -23,6 +23,14 @@ def mul(a: Tensor, b: Tensor) -> Tensor:
 
 
 @op
+def div(a: Tensor, b: Tensor) -> Tensor:
+    """a / b. The shape of b is that of a, or its end."""
+    require(a.dtype == b.dtype == "f32", f"div works on f32, got {a} and {b}")
+    require(a.shape[len(a.shape) - len(b.shape) :] == b.shape, f"div needs b to match the end of a, got {a} and {b}")
+    return a
+
+
+@op
 def silu(x: Tensor) -> Tensor:
     """x * sigmoid(x)."""
     require(x.dtype == "f32", f"silu works on f32, got {x}")
