@@ -9,7 +9,7 @@ MlcError
   ├ CompileError      the input is fine but cannot be compiled (NoLowering, TargetUnavailable)
   ├ ArtifactError     a compiled model cannot be opened (WrongVersion, WrongTarget, Corrupt)
   └ RequestError      one request cannot be served; carries an HTTP status and an OpenAI error type
-      (InvalidRequest, PromptTooLong, NotFound, Overloaded, Cancelled, EngineDead)
+      (InvalidRequest, PromptTooLong, NotFound, Overloaded, Cancelled, GenerationFailed, EngineDead)
 
 A message says what was wrong, what was expected and where, and proposes the next thing to try.
 """
@@ -125,7 +125,7 @@ class PromptTooLong(RequestError):
 
     def __init__(self, *, tokens: int, limit: int) -> None:
         super().__init__(
-            f"the prompt has {tokens} tokens and the model's context holds {limit}; "
+            f"the prompt has {tokens} tokens and the model's context holds {limit}, answer included; "
             "shorten it, or start the engine with a larger --max-context",
             param="messages",
         )
@@ -151,9 +151,23 @@ class Cancelled(RequestError):
     code = "cancelled"
 
 
+class GenerationFailed(RequestError):
+    """An accepted request ended before its answer did, through no fault of its sender."""
+
+    status = 500
+    type = "server_error"
+    code = "generation_failed"
+
+
 class EngineDead(RequestError):
     """The engine process is gone."""
 
     status = 503
     type = "server_error"
     code = "engine_dead"
+
+
+def request_error(kind: str, message: str, param: str | None) -> RequestError:
+    """The error that `kind` names, from its text: how one crosses a process boundary."""
+    kinds = {found.__name__: found for found in RequestError.__subclasses__()}
+    return _rebuild_request_error(kinds.get(kind, RequestError), message, param)

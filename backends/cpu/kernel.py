@@ -1,0 +1,84 @@
+"""What a CPU kernel is: typed pointers, run-time sizes, and a body that works on a range of items.
+
+A kernel knows nothing of threads. It says how many independent items its work has (`items`), and its body handles the
+items `lo <= i < hi`. The step program hands out ranges to threads as they become free, so a thread that lost its core
+delays nobody. Kernels are shared by all layers of a model: whatever differs between two calls is a pointer or a size.
+
+A row of the result must not depend on the rows beside it, nor on how items are split: every kernel family of an op adds
+in the same order, so a request gives the same tokens alone and in a batch, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+Expr = Any  # a TIR expression
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """A buffer parameter. It is 64-byte aligned; its extent is the caller's business."""
+
+    name: str
+    dtype: str  # TIR name: float32, float16, uint16 (bfloat16 bits), int8, uint8, int32
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a kernel body sees: `frame.buffers[name][index]`, sizes, the items to handle, the thread's number."""
+
+    buffers: Mapping[str, Any]
+    sizes: Mapping[str, Expr]
+    lo: Expr
+    hi: Expr
+    thread: Expr
+
+    def __getitem__(self, name: str) -> Any:
+        return self.buffers[name] if name in self.buffers else self.sizes[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """One compiled function. `name` must tell two different bodies apart: it holds every constant of the body.
+
+    `sizes` are int32 scalars known only at run time (tokens in the step, and the like).
+    `items(sizes)` gives the number of items as a TIR expression of them.
+    `grain` is how many items a thread takes at a time; 0 means about an eighth of its fair share.
+    `scratch` is bytes of private memory per thread, reached as the uint8-aligned pointer parameter `scratch`
+    (declare it last in `pointers`; the body adds `thread * scratch` itself through `emit.scratch`).
+    """
+
+    name: str
+    pointers: tuple[Pointer, ...]
+    sizes: tuple[str, ...]
+    items: Callable[[Mapping[str, Expr]], Expr]
+    body: Callable[[Frame], None]
+    grain: int = 0
+    scratch: int = 0
+
+    def prim_func(self) -> tvm.tirx.PrimFunc:
+        """A private function (pointers..., sizes..., lo, hi, thread) -> int32 0."""
+        with IRBuilder() as builder, T.prim_func(s_tir=True, is_private=True):
+            T.func_name(self.name)
+            T.func_attr({"tirx.noalias": True})
+            T.func_ret(tvm.ir.PrimType("int32"))
+            handles = [T.arg(p.name, T.handle(p.dtype)) for p in self.pointers]
+            sizes = {name: T.arg(name, T.int32()) for name in self.sizes}
+            lo, hi, thread = (T.arg(name, T.int32()) for name in ("lo", "hi", "thread"))
+            buffers = {
+                p.name: T.decl_buffer((_EXTENT,), p.dtype, data=handle)
+                for p, handle in zip(self.pointers, handles, strict=True)
+            }
+            self.body(Frame(buffers, sizes, lo, hi, thread))
+            T.add_to_parent(tirx.Return(tirx.const(0, "int32")))
+        return builder.get()
+
+
+_EXTENT = 1 << 40  # extents are not checked in kernels; int64 keeps TIR from narrowing index arithmetic

@@ -1,0 +1,137 @@
+"""Runs a program: resolves where everything lies once, then makes one native call a step.
+
+Knows nothing of graphs and never loads the TVM compiler, only its 3 MB run-time library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm_ffi
+
+from mlc.errors import ArtifactError, Corrupt
+
+from .cpu.sync import MAX_THREADS, SYNC_WORDS
+from .cpu.table import ENTRY, HEAD, row
+from .memory import ALIGNMENT, allocate
+from .program import Program, Ref, Size, evaluate_size
+
+Array = np.ndarray[Any, Any]
+Run = Callable[..., None]
+
+
+def load_library(path: Path) -> Run:
+    """The native walker of a compiled library (`.so`), or of LLVM IR text (`.ll`), which needs TVM's compiler."""
+    _load_runtime()
+    try:
+        if path.suffix == ".ll":
+            importlib.import_module("tvm")  # registers the loader of LLVM text
+
+        run: Run = tvm_ffi.load_module(str(path))[ENTRY]
+    except (RuntimeError, OSError, AttributeError) as error:
+        raise Corrupt(f"{path} cannot be loaded ({error}); compile the model again") from None
+    return run
+
+
+def _load_runtime() -> None:
+    """Make TVM's run-time library visible to the kernels, without importing TVM."""
+    spec = importlib.util.find_spec("tvm")
+    if spec is None or not spec.submodule_search_locations:
+        raise ArtifactError("the package apache-tvm is not installed; run `pip install mlc-engine` again")
+    folder = Path(spec.submodule_search_locations[0]) / "lib"
+    for name in ("libtvm_runtime.so", "libtvm_runtime.dylib"):
+        if (folder / name).exists():
+            ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL)
+            return
+    raise ArtifactError(f"{folder} has no libtvm_runtime; run `pip install --force-reinstall apache-tvm`")
+
+
+def set_threads(threads: int) -> None:
+    """Give the calling thread's pool room for `threads`. Only the first call of a process has an effect."""
+    os.environ.setdefault("TVM_BIND_THREADS", "0")  # pinning would ignore the cores this process was given
+    os.environ.setdefault("TVM_NUM_THREADS", str(threads))
+
+
+class Executor:
+    """One program with its memory. For one Python thread only: the thread pool belongs to its first user."""
+
+    def __init__(
+        self,
+        program: Program,
+        run: Run,
+        memory: Mapping[tuple[str, str], Array],
+        *,
+        threads: int,
+    ) -> None:
+        """`memory` holds what the program does not own: (kind, name) -> array, for weights, inputs, outputs, kv, step
+        and rope.
+        """
+        if not 1 <= threads <= MAX_THREADS:
+            raise ArtifactError(f"threads must be 1 to {MAX_THREADS}, got {threads}")
+        self.program = program
+        self.threads = min(threads, int(os.environ.get("TVM_NUM_THREADS", threads)))
+        self._run = run
+        self._memory = dict(memory)
+        self._memory["arena", ""] = allocate(program.arena)
+        self._memory["scratch", ""] = allocate(program.scratch * self.threads)
+        sizes = {s for call in program.calls for s in (*call.sizes, *([call.guard.size] if call.guard else []))}
+        self._slots: dict[Size, int] = {size: i for i, size in enumerate(sorted(sizes))}
+        self._sizes = allocate(4 * (len(self._slots) + 1)).view(np.int32)
+        self._sync = allocate(4 * SYNC_WORDS).view(np.int32)
+        self._table = self._build_table()
+        self._arguments = tuple(tvm_ffi.from_dlpack(a) for a in (self._table.reshape(-1), self._sizes, self._sync))
+
+    def _build_table(self) -> Array:
+        kernels = {name: i for i, name in enumerate(self.program.kernels)}
+        stride = HEAD + max(len(c.pointers) + len(c.sizes) for c in self.program.calls)
+        table = allocate(8 * stride * len(self.program.calls)).view(np.int64).reshape(-1, stride)
+        always = (len(self._slots), 0, 0)  # the slot behind the last stays zero
+        for i, call in enumerate(self.program.calls):
+            guard = call.guard and (self._slots[call.guard.size], call.guard.low, call.guard.high)
+            table[i] = row(
+                kernels[call.kernel],
+                call.grain,
+                guard or always,
+                [self._address(ref) for ref in call.pointers],
+                [self._slots[size] for size in call.sizes],
+                stride,
+            )
+        return table
+
+    def _address(self, ref: Ref) -> int:
+        try:
+            array = self._memory[ref.kind, ref.name]
+        except KeyError:
+            raise Corrupt(f"the program reads {ref.kind} {ref.name!r}, which the artifact does not have") from None
+        address = array.ctypes.data + ref.offset
+        assert address % ALIGNMENT == 0, f"{ref} is not aligned"
+        return int(address)
+
+    def step(self, symbols: Mapping[str, int]) -> None:
+        """Make every call, the symbols having the given values. One native call."""
+        self._set_sizes(symbols)
+        self._run(*self._arguments, 0, len(self.program.calls), self.threads)
+
+    def step_flat(self, symbols: Mapping[str, int], observe: Callable[[int], None]) -> None:
+        """Make the calls one by one; `observe(i)` is called after call i. The results are those of `step`."""
+        self._set_sizes(symbols)
+        for i in range(len(self.program.calls)):
+            self._run(*self._arguments, i, i + 1, self.threads)
+            observe(i)
+
+    def runs(self, index: int, symbols: Mapping[str, int]) -> bool:
+        """Whether call `index` is made for these sizes."""
+        guard = self.program.calls[index].guard
+        return guard is None or guard.low <= evaluate_size(guard.size, dict(symbols)) <= guard.high
+
+    def _set_sizes(self, symbols: Mapping[str, int]) -> None:
+        known = dict(symbols)
+        for size, slot in self._slots.items():
+            self._sizes[slot] = evaluate_size(size, known)

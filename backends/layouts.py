@@ -1,0 +1,129 @@
+"""How packed weights lie in memory, so that a kernel reads them front to back.
+
+The rows of a weight [n, k] are taken `rows` at a time, one row for each lane of a vector. Inside such a row block k runs
+outermost, so a block is one contiguous stream: a large tensor is packed block by block, and a thread that owns a block
+owns a slice of every part. Rows beyond n are zeros.
+
+    r16     float        w     [blocks][k][16]
+    r16k4   4 bits       q     [blocks][k / group][group / 8][16][4], the low half of a byte from the group's first half
+    r16k4u  8 bits       q     [blocks][k / group][group / 4][16][4], unsigned: symmetric numbers have 128 added
+    r8k4s   8 bits       q     the same, signed: asymmetric numbers have 128 taken away
+            quantized    scale [blocks][k / group][16], bias likewise
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlc.errors import CompileError
+from mlc.ir.arrays import QuantizedArray
+from mlc.ir.types import Format
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """`rows` rows interleaved; `quads`: four neighbours in k stay together; `bytes`: "u", "s", or "" for no 8-bit data."""
+
+    rows: int
+    quads: bool = False
+    bytes: str = ""
+
+    def __str__(self) -> str:
+        return f"r{self.rows}{'k4' if self.quads else ''}{self.bytes}"
+
+    def blocks(self, n: int) -> int:
+        """Row blocks of a weight with n rows."""
+        return -(-n // self.rows)
+
+
+_LAYOUT = re.compile(r"r(\d+)(k4)?([us]?)")
+
+
+def parse_layout(text: str) -> Layout:
+    """The inverse of `str`. Raises CompileError for an unknown layout."""
+    match = _LAYOUT.fullmatch(text)
+    if not match:
+        raise CompileError(f"unknown weight layout {text!r}; expected one such as r16, r16k4 or r16k4u")
+    return Layout(int(match[1]), bool(match[2]), match[3])
+
+
+def layout_for(lanes: int, signed_bytes: bool, format: Format | None) -> Layout:
+    """The layout that kernels with `lanes` float32 per vector read; `format` is None for float weights.
+
+    `signed_bytes` says which 8-bit integers the machine multiplies with int8 activations (`Isa.signed_bytes`).
+    """
+    if format is None:
+        return Layout(lanes)
+    return Layout(lanes, True, "" if format.bits == 4 else "s" if signed_bytes else "u")
+
+
+def pack(array: Array | QuantizedArray, layout: Layout) -> dict[str, Array]:
+    """The parts of `array` [n, k]: {"w"} for floats, {"q", "scale"} and perhaps "bias" for a quantized one.
+
+    Packing rows [a, b) of an array, a being a multiple of `layout.rows`, gives the slice of each part from block
+    a / layout.rows on.
+    """
+    if not isinstance(array, QuantizedArray):
+        return {"w": _interleave(array, layout.rows)}
+    array.check()
+    f = array.format
+    n, k = array.q.shape
+    if f.bits == 4:
+        halves = array.q.reshape(n, k // f.group, 2, f.group // 2)
+        stored = halves[:, :, 1] << 4
+        stored |= halves[:, :, 0]
+    else:
+        stored = array.q.view(np.uint8)
+        if f.symmetric == (layout.bytes == "u"):
+            stored = stored ^ np.uint8(128)  # adds or takes away 128
+    words = np.ascontiguousarray(stored).reshape(n, -1).view(np.uint32)
+    q = _interleave(words, layout.rows).view(np.uint8)
+    parts = {
+        "q": q.reshape(q.shape[0], k // f.group, -1, layout.rows, 4),
+        "scale": _interleave(array.scale, layout.rows),
+    }
+    if array.bias is not None:
+        parts["bias"] = _interleave(array.bias, layout.rows)
+    return parts
+
+
+def unpack(parts: Mapping[str, Array], layout: Layout, n: int, format: Format | None) -> Array | QuantizedArray:
+    """The first `n` rows of what `pack` was given. `format` is None for float weights."""
+    if format is None:
+        return _separate(parts["w"], n)
+    q = parts["q"]
+    words = _separate(np.ascontiguousarray(q).view(np.uint32).reshape(q.shape[0], -1, layout.rows), n)
+    stored = words.view(np.uint8)
+    if format.bits == 4:
+        grouped = stored.reshape(n, -1, format.group // 2)
+        stored = np.concatenate([grouped & 15, grouped >> 4], axis=-1).reshape(n, -1)
+    elif format.symmetric == (layout.bytes == "u"):
+        stored = stored ^ np.uint8(128)
+    if format.bits == 8 and format.symmetric:
+        stored = stored.view(np.int8)
+    bias = _separate(parts["bias"], n) if "bias" in parts else None
+    return QuantizedArray(stored, _separate(parts["scale"], n), bias, format)
+
+
+def _interleave(array: Array, rows: int) -> Array:
+    """[n, m] -> [blocks, m, rows]."""
+    n, m = array.shape
+    full, rest = divmod(n, rows)
+    out = np.zeros((full + bool(rest), m, rows), array.dtype)
+    out[:full] = array[: full * rows].reshape(full, rows, m).transpose(0, 2, 1)
+    if rest:
+        out[full, :, :rest] = array[full * rows :].T
+    return out
+
+
+def _separate(part: Array, n: int) -> Array:
+    """The inverse of `_interleave`."""
+    blocks, m, rows = part.shape
+    return np.ascontiguousarray(part.transpose(0, 2, 1)).reshape(blocks * rows, m)[:n]

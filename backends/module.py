@@ -1,0 +1,244 @@
+"""Opening an artifact and calling it: the one door through which the runtime reaches a compiled model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mlc.errors import ArtifactError
+
+from .artifact import WEIGHTS, Manifest, check, read_manifest, read_program
+from .executor import Executor, load_library, set_threads
+from .memory import allocate
+from .program import Program, evaluate_dim
+from .weights_file import read
+
+Array = np.ndarray[Any, Any]
+
+_NUMPY = {"f32": np.float32, "f16": np.float16, "i32": np.int32}
+
+
+class Batch(Protocol):
+    """One step of a language model, int32; see `mlc.runtime.batch`."""
+
+    @property
+    def tokens(self) -> Array: ...  # [n]
+    @property
+    def positions(self) -> Array: ...  # [n]
+    @property
+    def slots(self) -> Array: ...  # [n]
+    @property
+    def starts(self) -> Array: ...  # [s+1]
+    @property
+    def lengths(self) -> Array: ...  # [s]
+    @property
+    def tables(self) -> Array: ...  # [s, pages of a sequence]
+    @property
+    def rows(self) -> Array: ...  # [r]
+
+
+def default_threads() -> int:
+    """The cores this process may use: its affinity mask, cut by the cgroup's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return cores
+
+
+class Artifact:
+    """An opened artifact: manifest, native library and weights in memory."""
+
+    def __init__(self, folder: Path, *, threads: int | None = None) -> None:
+        """Raises ArtifactError and its kinds."""
+        self.folder = folder
+        self.manifest: Manifest = read_manifest(folder)
+        check(folder, self.manifest)
+        self.threads = threads or default_threads()
+        set_threads(self.threads)
+        self._run = load_library(folder / self.manifest.library)
+        self._weights = _load_weights(folder / WEIGHTS)
+
+    def executor(self, program: Program, memory: Mapping[tuple[str, str], Array]) -> Executor:
+        weights = {("weight", name): array for name, array in self._weights.items()}
+        return Executor(program, self._run, {**weights, **memory}, threads=self.threads)
+
+    def weight(self, name: str) -> Array:
+        return self._weights[name]
+
+
+def _load_weights(path: Path) -> dict[str, Array]:
+    """Weights in huge pages where the system offers them: the copy costs a tenth of a second per gigabyte."""
+    size = path.stat().st_size
+    memory = allocate(size)
+    with path.open("rb", buffering=0) as file:
+        done = 0
+        while done < size:
+            count = file.readinto(memory[done : done + (1 << 28)].data)
+            if not count:
+                raise ArtifactError(f"{path} became shorter while it was read")
+            done += count
+    return read(path, memory)
+
+
+class Function:
+    """A program called with arrays: encoders, and anything that is no language model."""
+
+    def __init__(self, artifact: Artifact, name: str) -> None:
+        self.program = read_program(artifact.folder, name)
+        self._inputs = {p.name: _port_memory(p.type, self.program.limits) for p in self.program.inputs}
+        self._outputs = [_port_memory(p.type, self.program.limits) for p in self.program.outputs]
+        memory = {("input", name): array for name, array in self._inputs.items()}
+        memory |= {("output", p.name): array for p, array in zip(self.program.outputs, self._outputs, strict=True)}
+        self.executor = artifact.executor(self.program, memory)
+
+    def __call__(self, **inputs: Array) -> list[Array]:
+        """The outputs for named inputs, as new arrays. Raises ArtifactError for shapes that do not fit."""
+        symbols: dict[str, int] = {}
+        for port in self.program.inputs:
+            array = inputs[port.name]
+            shape = _shape(port.type)
+            _bind(port.name, shape, array.shape, symbols, self.program.limits)
+            self._inputs[port.name][: array.size] = array.reshape(-1)
+        self.executor.step(symbols)
+        results: list[Array] = []
+        for port, memory in zip(self.program.outputs, self._outputs, strict=True):
+            shape_now = [evaluate_dim(d, symbols) for d in _shape(port.type)]
+            results.append(memory[: int(np.prod(shape_now))].reshape(shape_now).copy())
+        return results
+
+
+def _bind(
+    name: str, shape: tuple[str, ...], actual: tuple[int, ...], symbols: dict[str, int], limits: Mapping[str, int]
+) -> None:
+    """Give the symbols of `shape` their values."""
+    if len(shape) != len(actual):
+        raise ArtifactError(f"input {name} has shape {actual}, expected [{', '.join(shape)}]")
+    for dim, size in zip(shape, actual, strict=True):
+        if dim in limits:
+            if not 1 <= size <= limits[dim] or symbols.setdefault(dim, size) != size:
+                raise ArtifactError(f"input {name} has shape {actual}: {dim} must be 1 to {limits[dim]} and agree")
+        elif int(dim) != size:
+            raise ArtifactError(f"input {name} has shape {actual}, expected [{', '.join(shape)}]")
+
+
+def _shape(type_text: str) -> tuple[str, ...]:
+    return tuple(d for d in type_text.partition("[")[2].rstrip("]").split(", ") if d)
+
+
+def _port_memory(type_text: str, limits: Mapping[str, int]) -> Array:
+    """Flat memory for the largest value of a graph input or output."""
+    dtype = np.dtype(_NUMPY[type_text.partition("[")[0]])
+    count = int(np.prod([evaluate_dim(d, dict(limits)) for d in _shape(type_text)], dtype=np.int64))
+    return allocate(count * dtype.itemsize).view(dtype)
+
+
+class LanguageModel:
+    """A compiled language model with its paged KV cache; implements `mlc.runtime.batch.Model`."""
+
+    def __init__(self, artifact: Artifact, *, max_context: int | None = None, kv_tokens: int | None = None) -> None:
+        """`max_context` tokens of one sequence (default: the model's, at most 8192); `kv_tokens` tokens of cache for
+        all sequences together (default: room for two of the longest).
+        """
+        manifest, self.program = artifact.manifest, read_program(artifact.folder, "forward")
+        p = self.program
+        if max_context is not None and not 1 <= max_context <= manifest.context:
+            raise ArtifactError(f"{manifest.name} has a context of {manifest.context} tokens, asked for {max_context}")
+        self.name = manifest.name
+        self.vocab, self.page_size = manifest.vocab, p.page
+        self.max_tokens, self.max_sequences = p.limits["n"], p.limits["r"]
+        self.max_context = max_context or min(manifest.context, 8192)
+        per_sequence = -(-self.max_context // p.page)
+        self.pages = max(per_sequence, -(-(kv_tokens or 2 * self.max_context) // p.page))
+        self._kv_item = np.dtype(_NUMPY[p.kv_dtype]).itemsize
+
+        self._inputs = {port.name: _port_memory(port.type, p.limits) for port in p.inputs}
+        self._logits = _port_memory(p.outputs[0].type, p.limits)
+        self._slots = allocate(4 * self.max_tokens).view(np.int32)
+        self._tables = allocate(4 * self.max_sequences * per_sequence).view(np.int32).reshape(-1, per_sequence)
+        self._tiles = allocate(16 * (self.max_tokens + self.max_sequences)).view(np.int32).reshape(-1, 4)
+        self._ramp = np.arange(self.max_tokens + self.max_sequences, dtype=np.int32)
+        memory: dict[tuple[str, str], Array] = {("input", name): array for name, array in self._inputs.items()}
+        memory |= {("output", "0"): self._logits, ("step", "slots"): self._slots}
+        memory |= {("step", "tables"): self._tables, ("step", "tiles"): self._tiles}
+        memory |= self._kv_memory() | self._rotations(artifact)
+        self.executor = artifact.executor(p, memory)
+        self.symbols: dict[str, int] = {"table_stride": per_sequence}
+
+    def _kv_memory(self) -> dict[tuple[str, str], Array]:
+        memory: dict[tuple[str, str], Array] = {}
+        for layer in self.program.kv_layers:
+            size = self.pages * self.page_size * layer.kv_heads * layer.head_dim * self._kv_item
+            memory["kv", f"k.{layer.layer}"] = allocate(size)
+            memory["kv", f"v.{layer.layer}"] = allocate(size)
+        return memory
+
+    def _rotations(self, artifact: Artifact) -> dict[tuple[str, str], Array]:
+        """cos and sin f32[max_context, d/2] for every frequency tensor the program rotates by."""
+        memory: dict[tuple[str, str], Array] = {}
+        names = {ref.name for call in self.program.calls for ref in call.pointers if ref.kind == "rope"}
+        for name in sorted(names):
+            part, _, tensor = name.partition(".")
+            angles = np.arange(self.max_context, dtype=np.float32)[:, None] * artifact.weight(tensor)
+            table = allocate(angles.nbytes).view(np.float32).reshape(angles.shape)
+            memory["rope", name] = (np.cos if part == "cos" else np.sin)(angles, out=table)
+        return memory
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of KV cache one token takes in all layers."""
+        return sum(2 * layer.kv_heads * layer.head_dim * self._kv_item for layer in self.program.kv_layers)
+
+    def run(self, batch: Batch) -> Array:
+        """One step; see `mlc.runtime.batch.Model.run`."""
+        self.prepare(batch)
+        self.executor.step(self.symbols)
+        rows = self.symbols["r"]
+        return self._logits[: rows * self.vocab].reshape(rows, self.vocab)
+
+    def prepare(self, batch: Batch) -> None:
+        """Put the step's integers where the program reads them."""
+        n, s, r = len(batch.tokens), len(batch.lengths), len(batch.rows)
+        self._inputs["tokens"][:n] = batch.tokens
+        self._inputs["positions"][:n] = batch.positions
+        self._inputs["rows"][:r] = batch.rows
+        self._slots[:n] = batch.slots
+        self._tables[:s, : batch.tables.shape[1]] = batch.tables
+        tiles, tile_rows = self._plan_tiles(batch, n, s)
+        self.symbols.update(n=n, r=r, tiles=tiles, tile_rows=tile_rows)
+
+    def _plan_tiles(self, batch: Batch, n: int, s: int) -> tuple[int, int]:
+        """Cut the step into tiles (sequence, first row, rows, position); returns their number and largest size."""
+        if n == s:  # every sequence runs one token
+            tiles = self._tiles[:n]
+            tiles[:, 0] = tiles[:, 1] = self._ramp[:n]
+            tiles[:, 2] = 1
+            tiles[:, 3] = batch.positions
+            return n, 1
+        size = self.program.tile_rows
+        counts = np.diff(batch.starts)
+        per_sequence = -(-counts // size)
+        total = int(per_sequence.sum())
+        tiles = self._tiles[:total]
+        sequence = np.repeat(self._ramp[:s], per_sequence)
+        first = np.repeat(np.cumsum(per_sequence) - per_sequence, per_sequence)
+        offset = (self._ramp[:total] - first) * size  # rows of the same sequence before this tile
+        tiles[:, 0] = sequence
+        tiles[:, 1] = batch.starts[sequence] + offset
+        tiles[:, 2] = np.minimum(counts[sequence] - offset, size)
+        tiles[:, 3] = batch.positions[tiles[:, 1]]
+        return total, size
+
+
+def open_module(
+    folder: Path, *, threads: int | None = None, max_context: int | None = None, kv_tokens: int | None = None
+) -> LanguageModel:
+    """The language model in an artifact. Call it from one thread only. Raises ArtifactError and its kinds."""
+    return LanguageModel(Artifact(folder, threads=threads), max_context=max_context, kv_tokens=kv_tokens)

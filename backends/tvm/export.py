@@ -1,0 +1,36 @@
+"""Kernels to a file that loads without the compiler."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from ..cpu.isa import Isa, host_isa
+from ..cpu.kernel import Kernel
+from .build import build
+
+
+def build_library(kernels: Sequence[Kernel], isa: Isa, path: Path) -> Path:
+    """Write `path`.so; where the machine has no C compiler to link with, `path`.ll, which is compiled when loaded."""
+    executable = build(kernels, isa)
+    compilers = ("cc", "gcc", "clang", "g++", "c++") if isa.architecture == host_isa().architecture else _cross(isa)
+    linker = next((found for name in compilers if (found := shutil.which(name))), None)
+    if linker is None:
+        text = path.with_suffix(".ll")
+        executable.mod.write_to_file(str(text), "ll")
+        return text
+    library = path.with_suffix(".so")
+    executable.export_library(str(library), cc=linker)
+    return library
+
+
+def _cross(isa: Isa) -> tuple[str, ...]:
+    """Linkers for another architecture."""
+    return (f"{isa.architecture}-linux-gnu-gcc",)
+
+
+def versions() -> str:
+    """What compiled a library."""
+    return f"tvm {version('apache-tvm')}"

@@ -1,0 +1,228 @@
+"""From a checkpoint to an artifact: the one place where frontend, passes and backends meet.
+
+checkpoint -> frontend -> fuse -> quantize -> pack -> fold -> lower -> library + weights + manifest
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlc import __version__
+from mlc.backends.convert import Data, convert
+from mlc.backends.program import Program, evaluate_size
+from mlc.frontend.checkpoints.folder import Checkpoint, check, open_checkpoint
+from mlc.frontend.config import read_config
+from mlc.frontend.nn import Weights
+from mlc.frontend.registry import find
+from mlc.ir import Graph, Tensor, parse_format
+from mlc.ir.arrays import QuantizedArray
+from mlc.options import Options
+from mlc.passes import (
+    SCHEMES,
+    Folded,
+    Interval,
+    Pack,
+    Quantize,
+    clean,
+    dump,
+    fold,
+    fuse,
+    plan_memory,
+    quantize_activations,
+)
+
+Progress = Callable[[str, float], None]  # (phase, share of it that is done)
+
+PHASES = ("read checkpoint", "build graph", "compile kernels", "convert weights", "write artifact")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A checkpoint and the graph it means, before any pass."""
+
+    name: str
+    checkpoint: Checkpoint
+    config: Any
+    graph: Graph
+    dtypes: Mapping[str, str]
+    raw: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_model(path: Path, name: str) -> Model:
+    """Open a checkpoint, check every tensor against the graph, read no data. Raises InputError and its kinds."""
+    checkpoint = open_checkpoint(path)
+    raw = checkpoint.config() if path.is_file() else read_config(path / "config.json")
+    source = path.name if path.is_file() else str(path / "config.json")
+    module, config = find(raw, source)
+    dtypes = {name: info.dtype for name, info in checkpoint.tensors().items()}
+    stored = set(dtypes.values()) - {"f32"}
+    graph = module.build(config, Weights(dtypes), "f16" if stored else "f32")
+    expected = {name: tuple(node.output.tensor.shape) for name, node in graph.weights().items()}
+    unused = {"lm_head.weight", "model.embed_tokens.weight"} if config.tied else set()
+    check(checkpoint, expected, optional=unused)
+    return Model(name, checkpoint, config, graph, dtypes, raw)
+
+
+def stages(model: Model, options: Options, layout: Callable[[Tensor], str]) -> dict[str, Graph]:
+    """The graph after each pass, by the name `mlc show --stage` knows it by."""
+    scheme = SCHEMES.get(options.quant)
+    passes: list[tuple[str, Callable[[Graph], Graph]]] = [
+        ("frontend", clean),
+        ("fused", fuse),
+        ("quantized", Quantize(linear=scheme) if scheme else clean),
+        ("activations", quantize_activations),
+        ("packed", Pack(layout)),
+    ]
+    graph = model.graph
+    result: dict[str, Graph] = {}
+    for number, (name, apply) in enumerate(passes):
+        graph = apply(graph)
+        dump(graph, f"{number:02}", name)
+        result[name] = graph
+    return result
+
+
+def compile_model(path: Path, name: str, out: Path, options: Options, progress: Progress) -> None:
+    """Compile the checkpoint at `path` into the folder `out`, which appears only when it is complete.
+
+    Needs TVM's compiler, so call it in a process of its own (`cache.compile_to`). Raises MlcError and its kinds.
+    """
+    from mlc.backends.artifact import FORMAT, WEIGHTS, Manifest, digest, write_manifest
+    from mlc.backends.cpu.isa import find_isa
+    from mlc.backends.cpu.lower import layout_of
+    from mlc.backends.tvm.export import build_library, versions
+
+    options.check()
+    progress(PHASES[0], 0)
+    isa = find_isa(options.target)
+    model = read_model(path, name)
+    progress(PHASES[1], 0)
+    folded = fold(stages(model, options, lambda t: layout_of(t, isa))["packed"])
+    program, kernels = lower(folded.forward, isa, limits(options))
+
+    work = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        progress(PHASES[2], 0)
+        library = build_library(kernels, isa, work / "module")
+        progress(PHASES[3], 0)
+        source = _Source(model.checkpoint, model.dtypes)
+        convert(
+            folded.conversion, folded.names, source, work / WEIGHTS, lambda a, b: progress(PHASES[3], a / max(b, 1))
+        )
+        progress(PHASES[4], 0)
+        _write_texts(work, model, program, folded)
+        files = sorted(p.name for p in work.iterdir())
+        write_manifest(
+            work,
+            Manifest(
+                format=FORMAT,
+                name=name,
+                model_type=model.config.model_type,
+                created_by=f"mlc {__version__}, {versions()}",
+                target=isa.describe(),
+                quantization=options.quant,
+                parameters=count_parameters(model.graph),
+                context=model.config.context,
+                vocab=model.config.vocab,
+                library=library.name,
+                programs=("forward",),
+                digests={file: digest(work / file) for file in files},
+            ),
+        )
+        shutil.rmtree(out, ignore_errors=True)
+        work.rename(out)
+        progress(PHASES[4], 1)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def limits(options: Options) -> dict[str, int]:
+    """The largest values of a language model's symbols."""
+    return {"n": options.max_tokens, "r": options.max_sequences}
+
+
+def lower(graph: Graph, isa: Any, limits: dict[str, int]) -> tuple[Program, list[Any]]:
+    """The program of a folded graph and its kernels, arena planned for `limits`. Raises NoLowering."""
+    from mlc.backends.cpu.lower import PAGE, TILE_ROWS, CpuLowering
+
+    lowering = CpuLowering(graph, isa)
+    lowering.run()
+    intervals = [
+        Interval(int(np.ceil(evaluate_size(b.size, limits) * b.item)), first, last)
+        for b, (first, last) in zip(lowering.buffers, lowering.lifetimes(), strict=True)
+    ]
+    plan = plan_memory(intervals)
+    inputs, outputs = lowering.ports()
+    kernels = list(lowering.kernels.values())
+    program = Program(
+        name=graph.name,
+        kernels=tuple(k.name for k in kernels),
+        calls=lowering.placed_calls(plan.offsets),
+        inputs=inputs,
+        outputs=outputs,
+        limits=limits,
+        arena=plan.size,
+        scratch=max((k.scratch for k in kernels), default=0),
+        kv_dtype=lowering.kv_dtype,
+        kv_layers=tuple(lowering.kv_layers[i] for i in sorted(lowering.kv_layers)),
+        page=PAGE if lowering.kv_layers else 0,
+        tile_rows=TILE_ROWS if lowering.kv_layers else 0,
+    )
+    return program, kernels
+
+
+def count_parameters(graph: Graph) -> int:
+    """Numbers in the checkpoint's weights."""
+    return sum(int(np.prod(n.output.tensor.shape, dtype=np.int64)) for n in graph.weights().values())
+
+
+class _Source:
+    """A checkpoint as weight conversion reads it: GGUF blocks become quantized arrays."""
+
+    def __init__(self, checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> None:
+        self.checkpoint, self.dtypes = checkpoint, dtypes
+
+    def rows(self, name: str, start: int, stop: int) -> Data:
+        format = parse_format(self.dtypes[name])
+        if format is None:
+            return self.checkpoint.rows(name, start, stop)
+        q, scale, bias = self.checkpoint.decoded(name, start, stop)
+        return QuantizedArray(q, scale, bias, format)
+
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "config.json",
+)
+
+
+def _write_texts(work: Path, model: Model, program: Program, folded: Folded) -> None:
+    """Everything of the artifact that is text."""
+    import msgspec
+
+    (work / f"program-{program.name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(program), indent=1))
+    (work / f"graph-{program.name}.ir").write_text(f"{folded.forward}\n")
+    (work / f"weights-{program.name}.ir").write_text(f"{folded.conversion}\n")
+    path = model.checkpoint.path
+    if path.is_file():
+        from mlc.runtime.tokenizer_gguf import write_tokenizer
+
+        write_tokenizer(model.checkpoint.metadata(), work)
+        (work / "config.json").write_text(json.dumps(dict(model.raw), indent=1))
+    else:
+        for name in _TOKENIZER_FILES:
+            if (path / name).is_file():
+                shutil.copyfile(path / name, work / name)
