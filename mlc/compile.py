@@ -6,19 +6,17 @@ checkpoint -> frontend -> fuse -> quantize -> pack -> fold -> lower -> library +
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from mlc import __version__
 from mlc.backends.convert import Data, convert
 from mlc.backends.program import Program, evaluate_size
 from mlc.frontend.checkpoints.folder import Checkpoint, check, open_checkpoint
-from mlc.frontend.config import read_config
 from mlc.frontend.nn import Weights
 from mlc.frontend.registry import find
 from mlc.ir import Graph, Tensor, parse_format
@@ -58,16 +56,19 @@ class Model:
 def read_model(path: Path, name: str) -> Model:
     """Open a checkpoint, check every tensor against the graph, read no data. Raises InputError and its kinds."""
     checkpoint = open_checkpoint(path)
-    raw = checkpoint.config() if path.is_file() else read_config(path / "config.json")
-    source = path.name if path.is_file() else str(path / "config.json")
-    module, config = find(raw, source)
+    raw = checkpoint.config()
+    module, config = find(raw, path.name if path.is_file() else str(path / "config.json"))
     dtypes = {name: info.dtype for name, info in checkpoint.tensors().items()}
-    stored = set(dtypes.values()) - {"f32"}
-    graph = module.build(config, Weights(dtypes), "f16" if stored else "f32")
-    expected = {name: tuple(node.output.tensor.shape) for name, node in graph.weights().items()}
-    unused = {"lm_head.weight", "model.embed_tokens.weight"} if config.tied else set()
-    check(checkpoint, expected, optional=unused)
+    graph = module.build(config, Weights(dtypes), "f16" if set(dtypes.values()) - {"f32"} else "f32")
+    expected = {name: node.output.tensor.shape for name, node in graph.weights().items()}
+    check(checkpoint, expected, optional=_unread(dtypes, config.tied))
     return Model(name, checkpoint, config, graph, dtypes, raw)
+
+
+def _unread(names: Iterable[str], tied: bool) -> set[str]:
+    """Tensors that a checkpoint may hold and the graph does not read: the second copy of a tied matrix, old tables."""
+    unread = {name for name in names if name.endswith("rotary_emb.inv_freq")}
+    return unread | ({"lm_head.weight", "model.embed_tokens.weight"} if tied else set())
 
 
 def stages(model: Model, options: Options, layout: Callable[[Tensor], str]) -> dict[str, Graph]:
@@ -95,8 +96,8 @@ def compile_model(path: Path, name: str, out: Path, options: Options, progress: 
     Needs TVM's compiler, so call it in a process of its own (`cache.compile_to`). Raises MlcError and its kinds.
     """
     from mlc.backends.artifact import FORMAT, WEIGHTS, Manifest, digest, write_manifest
-    from mlc.backends.cpu.isa import find_isa
     from mlc.backends.cpu.lower import layout_of
+    from mlc.backends.cpu.target import describe, find_isa
     from mlc.backends.tvm.export import build_library, versions
 
     options.check()
@@ -128,7 +129,7 @@ def compile_model(path: Path, name: str, out: Path, options: Options, progress: 
                 name=name,
                 model_type=model.config.model_type,
                 created_by=f"mlc {__version__}, {versions()}",
-                target=isa.describe(),
+                target=describe(isa),
                 quantization=options.quant,
                 parameters=count_parameters(model.graph),
                 context=model.config.context,
@@ -157,7 +158,7 @@ def lower(graph: Graph, isa: Any, limits: dict[str, int]) -> tuple[Program, list
     lowering = CpuLowering(graph, isa)
     lowering.run()
     intervals = [
-        Interval(int(np.ceil(evaluate_size(b.size, limits) * b.item)), first, last)
+        Interval(math.ceil(evaluate_size(b.size, limits) * b.item), first, last)
         for b, (first, last) in zip(lowering.buffers, lowering.lifetimes(), strict=True)
     ]
     plan = plan_memory(intervals)
@@ -182,7 +183,7 @@ def lower(graph: Graph, isa: Any, limits: dict[str, int]) -> tuple[Program, list
 
 def count_parameters(graph: Graph) -> int:
     """Numbers in the checkpoint's weights."""
-    return sum(int(np.prod(n.output.tensor.shape, dtype=np.int64)) for n in graph.weights().values())
+    return sum(math.prod(d for d in n.output.tensor.shape if isinstance(d, int)) for n in graph.weights().values())
 
 
 class _Source:
