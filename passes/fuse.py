@@ -40,6 +40,16 @@ def merge_gate_up(x: Value, gate: Value, up: Value) -> Value:
     return o.swiglu(o.linear(x, o.concat(gate, up)))
 
 
+def _gated_with_bias(x: Value, gate: Value, up: Value, gate_bias: Value, up_bias: Value) -> Value:
+    return o.mul(o.silu(o.linear(x, gate, gate_bias)), o.linear(x, up, up_bias))
+
+
+@rule(_gated_with_bias, where=lambda gate, up, **_: gate.tensor.shape == up.tensor.shape and _can_join(gate, up))
+def merge_gate_up_with_bias(x: Value, gate: Value, up: Value, gate_bias: Value, up_bias: Value) -> Value:
+    """As merge_gate_up, with biases."""
+    return o.swiglu(o.linear(x, o.concat(gate, up), o.concat(gate_bias, up_bias)))
+
+
 def _ragged(x: Value) -> bool:
     return len(x.tensor.shape) == 2
 
@@ -183,6 +193,7 @@ def qkv_norm_rope_append(
 RULES = (
     add_rms_norm,
     merge_gate_up,
+    merge_gate_up_with_bias,
     merge_qkv,
     merge_qkv_with_bias,
     qkv_rope_append,

@@ -11,10 +11,9 @@ from typing import Any
 from mlc.ir import Node, Tensor, Value
 from mlc.ir import ops as o
 
-from ..layouts import layout_for
+from ..layouts import layout_for, parse_layout
 from ..lowering import Lowering, fixed, lowers, rows_of, size_of
 from ..program import Guard, KvLayer, Ref, Size
-from . import encoder, pointwise
 from .attention import paged_attention
 from .embed import embed
 from .isa import Isa
@@ -82,7 +81,7 @@ def _embed(x: Lowering, node: Node) -> None:
     c = _context(x)
     table, ids = node.inputs
     t = table.tensor
-    kernel = embed(fixed(t.shape[1]), t.format or _TIR[t.dtype], c.isa)
+    kernel = embed(fixed(t.shape[1]), t.format or t.dtype, parse_layout(t.layout))
     pointers = {_weight_pointer(part): ref for part, ref in x.parts(table).items()}
     pointers |= {"ids": x.ref(ids), "y": x.result(node.output)[""]}
     c.row_call(node, kernel, pointers, size_of(*ids.tensor.shape))
@@ -122,7 +121,7 @@ def _linear(x: Lowering, node: Node) -> None:
         if w.tensor.format is not None:
             kernel = linear_quantized(n, k, w.tensor.format, c.isa, family, bias=biased)
         else:
-            kernel = linear_float(n, k, _TIR[w.tensor.dtype], c.isa, family, bias=biased)
+            kernel = linear_float(n, k, w.tensor.dtype, c.isa, family, bias=biased)
         used = {p.name: pointers[p.name] for p in kernel.pointers if p.name != "scratch"}
         x.call("linear", kernel, used, {"rows": rows}, Guard(rows, low, high))
 
@@ -218,4 +217,4 @@ def _attention(x: Lowering, node: Node) -> None:
 
 def layout_of(t: Tensor, isa: Isa) -> str:
     """The layout in which this target's kernels read a weight matrix."""
-    return str(layout_for(isa.lanes, isa.signed_bytes, t.format))
+    return str(layout_for(isa, t.format))
