@@ -20,7 +20,16 @@ from collections.abc import Sequence
 
 
 class MlcError(Exception):
-    """Base of all mlc errors."""
+    """Base of all mlc errors. They cross process boundaries, whatever their constructors take."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_error, (type(self), self.args, dict(self.__dict__)))
+
+
+def _rebuild_error(kind: type[MlcError], args: tuple[object, ...], state: dict[str, object]) -> MlcError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class InputError(MlcError):

@@ -1,0 +1,136 @@
+"""One step as the compiled model takes it: plain int32 arrays, one row per token, whatever sequence it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .scheduler import Work
+from .sequence import Int32s
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Views into the builder's buffers, valid until the next build. n tokens of s sequences, r of them sample."""
+
+    tokens: Int32s  # [n] ids
+    positions: Int32s  # [n] in their sequence, from 0
+    slots: Int32s  # [n] page * page_size + offset: where k, v of that token are written
+    starts: Int32s  # [s+1] first row of each sequence, then n
+    lengths: Int32s  # [s] tokens of context, those of this step included
+    tables: Int32s  # [s, pages_per_sequence] page ids in the order of the text, unused entries 0
+    rows: Int32s  # [r] rows whose logits are wanted, ascending: the last row of each sequence that samples
+
+    def check(self, page_size: int, pages: int) -> None:
+        """The laws a model relies on, checked one token at a time. Nothing here shares code with the builder."""
+        assert len(self.starts) == len(self.lengths) + 1 == len(self.tables) + 1
+        assert self.starts[0] == 0 and self.starts[-1] == len(self.tokens) == len(self.positions) == len(self.slots)
+        written = set[int]()
+        for s, length in enumerate(self.lengths.tolist()):
+            first, last = int(self.starts[s]), int(self.starts[s + 1])
+            assert 0 < last - first <= length, f"sequence {s} runs {last - first} tokens of {length}"
+            used = -(-length // page_size)
+            assert not self.tables[s, used:].any(), f"sequence {s}: unused entries of its table are not 0"
+            for row in range(first, last):
+                position = length - last + row
+                slot = int(self.tables[s, position // page_size]) * page_size + position % page_size
+                assert self.positions[row] == position, f"row {row} is at {self.positions[row]}, not {position}"
+                assert self.slots[row] == slot, f"row {row} writes slot {self.slots[row]}, not {slot}"
+                assert 0 <= slot < pages * page_size and slot not in written, f"slot {slot} is taken or does not exist"
+                written.add(slot)
+        ends = set((self.starts[1:] - 1).tolist())
+        assert (np.diff(self.rows) > 0).all() and set(self.rows.tolist()) <= ends, "a row samples before its end"
+
+
+class Model(Protocol):
+    """A compiled language model with its KV cache, as the engine drives it. One thread calls it."""
+
+    @property
+    def vocab(self) -> int: ...  # tokens
+    @property
+    def page_size(self) -> int: ...  # tokens
+    @property
+    def pages(self) -> int: ...  # of the KV cache
+    @property
+    def max_tokens(self) -> int: ...  # in one step
+    @property
+    def max_sequences(self) -> int: ...  # in one step
+    @property
+    def max_context(self) -> int: ...  # tokens of one sequence; a page table has ceil(max_context / page_size) entries
+
+    def run(self, batch: Batch) -> Logits:
+        """Write k, v of every token to its slot, attend causally through the tables.
+
+        Returns f32 [r, vocab], the logits of `batch.rows`: a view that is valid until the next run.
+        """
+        ...
+
+
+class BatchBuilder:
+    """Fills the same buffers at each step: a few copies per sequence, positions and slots for all rows at once."""
+
+    def __init__(self, *, page_size: int, max_tokens: int, max_sequences: int, pages_per_sequence: int) -> None:
+        self._page_size = page_size
+        self._tokens = np.zeros(max_tokens, np.int32)
+        self._positions = np.zeros(max_tokens, np.int32)
+        self._slots = np.zeros(max_tokens, np.int32)
+        self._starts = np.zeros(max_sequences + 1, np.int32)
+        self._lengths = np.zeros(max_sequences, np.int32)
+        self._tables = np.zeros((max_sequences, pages_per_sequence), np.int32)
+        self._used = [0] * max_sequences  # entries of each table that are not 0 for sure
+        self._rows = np.zeros(max_sequences, np.int32)
+        self._ramp = np.arange(max(max_tokens, max_sequences), dtype=np.int32)
+
+    def build(self, step: Seq[Work]) -> Batch:
+        """The arrays of `step`, its sequences in the order given."""
+        starts, lengths, rows = [0], list[int](), list[int]()
+        n = 0
+        for s, (sequence, tokens, samples) in enumerate(step):
+            cached = sequence.cached
+            self._tokens[n : n + tokens] = sequence.tokens[cached : cached + tokens]
+            self._fill_table(s, sequence.pages[: -(-(cached + tokens) // self._page_size)])
+            n += tokens
+            if samples:
+                rows.append(n - 1)
+            starts.append(n)
+            lengths.append(cached + tokens)
+        s = len(step)
+        self._starts[: s + 1] = starts
+        self._lengths[:s] = lengths
+        self._rows[: len(rows)] = rows
+        self._place(n, s)
+        return Batch(
+            tokens=self._tokens[:n],
+            positions=self._positions[:n],
+            slots=self._slots[:n],
+            starts=self._starts[: s + 1],
+            lengths=self._lengths[:s],
+            tables=self._tables[:s],
+            rows=self._rows[: len(rows)],
+        )
+
+    def _fill_table(self, s: int, pages: Int32s) -> None:
+        table, used = self._tables[s], len(pages)
+        table[:used] = pages
+        if used < self._used[s]:
+            table[used : self._used[s]] = 0
+        self._used[s] = used
+
+    def _place(self, n: int, s: int) -> None:
+        """Positions and slots of all `n` rows of `s` sequences at once."""
+        starts, positions, slots = self._starts, self._positions[:n], self._slots[:n]
+        if n == s:  # one token each: the last one
+            owner = self._ramp[:s]
+            np.subtract(self._lengths[:s], 1, out=positions)
+        else:
+            owner = np.repeat(self._ramp[:s], np.diff(starts[: s + 1]))
+            np.add(self._ramp[:n], (self._lengths[:s] - starts[1 : s + 1])[owner], out=positions)
+        page, offset = np.divmod(positions, self._page_size)
+        np.multiply(self._tables[owner, page], self._page_size, out=slots)
+        np.add(slots, offset, out=slots)

@@ -1,0 +1,149 @@
+"""The same request gives the same tokens, whatever else the engine does; it ends once, and leaves nothing."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mlc.runtime.request import Request
+from tests.runtime.conftest import (
+    GREEDY,
+    SEEDED,
+    Collected,
+    HashModel,
+    engine,
+    expected,
+    finish,
+    prompt,
+    run,
+)
+
+REQUESTS = [Request(prompt(3 + 7 * i, i), replace(GREEDY, max_tokens=3 + i % 5), id=f"greedy{i}") for i in range(9)] + [
+    Request(prompt(3 + 5 * i, i), replace(SEEDED, seed=i, repetition_penalty=1.1), id=f"seeded{i}") for i in range(9)
+]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, list[int]]:
+    """The tokens of each of REQUESTS in an engine of its own, in one shot."""
+    model_tokens = 128
+    return {
+        request.id or "": run(engine(HashModel(max_tokens=model_tokens)), request).tokens(request.id or "")
+        for request in REQUESTS
+    }
+
+
+def test_greedy_tokens_are_those_of_the_model(alone: dict[str, list[int]]) -> None:
+    for request in REQUESTS[:9]:
+        assert alone[request.id or ""] == expected(list(request.tokens), request.params.max_tokens or 0)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        pytest.param(lambda: engine(HashModel(256, max_tokens=256, max_sequences=32)), id="in one batch"),
+        pytest.param(lambda: engine(HashModel(max_tokens=8)), id="in small chunks"),
+        pytest.param(lambda: engine(HashModel(max_tokens=1, max_sequences=1)), id="token by token"),
+        pytest.param(lambda: engine(HashModel(20)), id="in a tiny pool, preempted"),
+        pytest.param(lambda: engine(HashModel(22, page_size=3), prefix_cache=False), id="preempted, nothing shared"),
+        pytest.param(lambda: engine(HashModel(page_size=1, pages=100)), id="pages of one token"),
+    ],
+)
+def test_the_same_request_gives_the_same_tokens_alone_and(one: Any, alone: dict[str, list[int]]) -> None:
+    busy = one()
+    collected = run(busy, *REQUESTS)
+    assert {request.id: collected.tokens(request.id or "") for request in REQUESTS} == alone
+    if busy.statistics().pages <= 22:
+        assert busy.statistics().preemptions > 0
+    again = run(busy, *REQUESTS)  # now with a warm prefix cache
+    assert {request.id: again.tokens(request.id or "") for request in REQUESTS} == alone
+
+
+def test_a_shared_prefix_changes_nothing_but_the_work() -> None:
+    stem, model = prompt(40), HashModel()
+    warm, cold = engine(model), engine(prefix_cache=False)
+    requests = [Request(stem + prompt(5, i), SEEDED, id=str(i)) for i in range(6)]
+    for request in requests:
+        with_cache, without = run(warm, request), run(cold, request)
+        assert with_cache.tokens(request.id or "") == without.tokens(request.id or "")
+    usage = with_cache.last("5").usage
+    assert usage is not None and usage.cached_tokens == 40
+    assert warm.statistics().cached_tokens == 5 * 40 and cold.statistics().cached_tokens == 0
+    assert warm.statistics().pages_cached > 0 == cold.statistics().pages_cached
+
+
+def test_a_conversation_continues_on_the_pages_of_the_answer() -> None:
+    one, first = engine(), prompt(10)
+    answer = run(one, Request(first, GREEDY, id="a")).tokens("a")
+    usage = run(one, Request(first + answer + [1, 2], GREEDY, id="b")).last("b").usage
+    assert usage is not None and usage.cached_tokens == 20  # of 21 tokens with k, v: the full pages
+
+
+def test_tenants_do_not_see_each_others_pages() -> None:
+    one = engine()
+    run(one, Request(prompt(20), GREEDY, salt="a"))
+    usage = run(one, Request(prompt(20), GREEDY, salt="b", id="b")).last("b").usage
+    assert usage is not None and usage.cached_tokens == 0
+
+
+def test_choices_share_the_pages_of_their_prompt_and_differ_by_their_random_numbers() -> None:
+    model = HashModel()
+    many = run(engine(model), Request(prompt(41), SEEDED, n=4, id="r"))
+    tokens = [many.tokens("r", i) for i in range(4)]
+    assert len({tuple(answer) for answer in tokens}) == 4
+    assert tokens[0] == run(engine(), Request(prompt(41), SEEDED, id="r")).tokens("r")
+    assert sum(model.sizes) == 41 + 3 * 1 + 4 * 11  # the prompt once, its last token for each of the others
+    for i in (1, 2, 3):
+        usage = many.last("r", i).usage
+        assert usage is not None and (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (41, 40, 12)
+
+
+def test_requests_without_a_seed_differ() -> None:
+    params = replace(SEEDED, seed=None)
+    collected = run(engine(), Request(prompt(5), params, id="a"), Request(prompt(5), params, id="b"))
+    assert collected.tokens("a") != collected.tokens("b")
+
+
+def test_a_cancelled_request_ends_at_once_and_frees_its_pages() -> None:
+    one = engine()
+    one.submit(Request(prompt(30), GREEDY, n=2, id="r"))
+    waiting = one.submit(Request(prompt(5), GREEDY))
+    collected = Collected()
+    for _ in range(3):
+        collected.add(one.step())
+    assert one.cancel("r") and not one.cancel("r") and not one.cancel("unknown")
+    assert one.statistics().running == 1
+    one.cancel(waiting)
+    assert one.statistics().pages_free == one.statistics().pages and not one.idle
+    finish(one, collected)
+    last = collected.last("r", 0)
+    assert last.finish_reason == "cancelled" == collected.last("r", 1).finish_reason
+    assert last.usage is not None and last.usage.completion_tokens == len(collected.tokens("r")) > 0
+    assert last.timings is not None and last.timings.decode_seconds is not None
+    assert collected.last(waiting).finish_reason == "cancelled"
+    assert one.submit(Request(prompt(5), GREEDY, id="r")) == "r"  # the id is free again
+
+
+def test_200_requests_cancelled_at_random_each_end_once_and_leave_every_page_free() -> None:
+    rng, one, collected = random.Random(3), engine(HashModel(24), max_queue=1000), Collected()
+    stems, left, alive = [prompt(40, i) for i in range(3)], 200, set[str]()
+    while left or not one.idle:
+        if left and rng.random() < 0.3:
+            left -= 1
+            params = replace(rng.choice((GREEDY, SEEDED)), max_tokens=rng.randrange(1, 40))
+            tokens = rng.choice(stems)[: rng.randrange(1, 40)] + prompt(rng.randrange(10), left)
+            alive.add(one.submit(Request(tokens, params, n=rng.choice((1, 1, 1, 3)))))
+        elif alive and rng.random() < 0.1:
+            one.cancel(rng.choice(sorted(alive)))
+        outputs = one.step()
+        collected.add(outputs)
+        alive -= {output.request for output in outputs if output.finish_reason is not None}
+    reasons = Counter(collected.last(name, index).finish_reason for name, index in collected.outputs)
+    statistics = one.statistics()
+    assert reasons == statistics.finished and reasons["cancelled"] > 20 and reasons["length"] > 100
+    assert statistics.requests == 200 and statistics.preemptions > 0
+    assert statistics.pages_free == statistics.pages and statistics.waiting == statistics.running == 0
