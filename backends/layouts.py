@@ -1,14 +1,14 @@
 """How packed weights lie in memory, so that a kernel reads them front to back.
 
-The rows of a weight [n, k] are taken `rows` at a time, one row for each lane of a vector. Inside such a row block k runs
-outermost, so a block is one contiguous stream: a large tensor is packed block by block, and a thread that owns a block
-owns a slice of every part. Rows beyond n are zeros.
+The rows of a weight [n, k] are taken so many at a time, one for each lane of a vector (float weights: of two vectors or
+more). Inside such a row block k runs outermost, so a block is one contiguous stream: a large tensor is packed block by
+block, and a thread that owns a block owns a slice of every part. Rows beyond n are zeros. With blocks of 16 rows:
 
-    r16     float        w     [blocks][k][16]
-    r16k4   4 bits       q     [blocks][k / group][group / 8][16][4], the low half of a byte from the group's first half
-    r16k4u  8 bits       q     [blocks][k / group][group / 4][16][4], unsigned: symmetric numbers have 128 added
-    r8k4s   8 bits       q     the same, signed: asymmetric numbers have 128 taken away
-            quantized    scale [blocks][k / group][16], bias likewise
+    r16     float      w      [blocks][k][16]
+    r16k4   4 bits     q      [blocks][k / group][group / 8][16][4], low halves of bytes from the group's first half
+    r16k4u  8 bits     q      [blocks][k / group][group / 4][16][4], unsigned: symmetric numbers have 128 added
+    r16k4s  8 bits     q      the same, signed: asymmetric numbers have 128 taken away
+            quantized  scale  [blocks][k / group][16], and bias likewise
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`rows` rows interleaved; `quads`: four neighbours in k stay together; `bytes`: "u", "s", or "" for no 8-bit data."""
+    """`rows` in a row block; `quads`: four neighbours in k stay together; `bytes`: "u", "s", or "" (no 8-bit data)."""
 
     rows: int
     quads: bool = False
@@ -54,14 +54,22 @@ def parse_layout(text: str) -> Layout:
     return Layout(int(match[1]), bool(match[2]), match[3])
 
 
-def layout_for(lanes: int, signed_bytes: bool, format: Format | None) -> Layout:
-    """The layout that kernels with `lanes` float32 per vector read; `format` is None for float weights.
+class _Isa(Protocol):
+    """What of `cpu.isa.Isa` decides a layout."""
 
-    `signed_bytes` says which 8-bit integers the machine multiplies with int8 activations (`Isa.signed_bytes`).
-    """
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def float_rows(self) -> int: ...
+    @property
+    def signed_bytes(self) -> bool: ...
+
+
+def layout_for(isa: _Isa, format: Format | None) -> Layout:
+    """The layout that the kernels of `isa` read; `format` is None for float weights."""
     if format is None:
-        return Layout(lanes)
-    return Layout(lanes, True, "" if format.bits == 4 else "s" if signed_bytes else "u")
+        return Layout(isa.float_rows)
+    return Layout(isa.lanes, True, "" if format.bits == 4 else "s" if isa.signed_bytes else "u")
 
 
 def pack(array: Array | QuantizedArray, layout: Layout) -> dict[str, Array]:

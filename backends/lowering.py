@@ -17,7 +17,7 @@ from mlc.ir.types import ACTIVATION, NUMBER_BITS, Affine
 from .program import Buffer, Call, Guard, KvLayer, Port, Ref, Size
 
 Parts = dict[str, Ref]  # where each part of a value lies; a plain tensor has the one part ""
-Lower = Callable[["Lowering", Node], None]
+Lower = Callable[[Any, Node], None]  # takes the Lowering of its own target
 F = TypeVar("F", bound=Lower)
 _LOWERINGS: dict[tuple[str, str], Lower] = {}
 

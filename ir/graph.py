@@ -33,6 +33,24 @@ class Node:
         assert len(self.outputs) == 1, f"{self.op.name} has {len(self.outputs)} results"
         return self.outputs[0]
 
+    def integer(self, attr: str) -> int:
+        """An attribute that is an integer."""
+        value = self.attrs[attr]
+        assert isinstance(value, int)
+        return value
+
+    def number(self, attr: str) -> float:
+        """An attribute that is a float."""
+        value = self.attrs[attr]
+        assert isinstance(value, float)
+        return value
+
+    def text(self, attr: str) -> str:
+        """An attribute that is a string."""
+        value = self.attrs[attr]
+        assert isinstance(value, str)
+        return value
+
 
 @dataclass(frozen=True, eq=False)
 class Graph:

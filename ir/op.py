@@ -8,6 +8,7 @@ and the op table all read that one definition.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,7 +16,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints, 
 
 from mlc.errors import TypeMismatch
 
-from .types import Type
+from .types import State, Tensor, Type
 from .value import Value
 
 Attr = int | float | str | bool | tuple[int, ...]
@@ -45,6 +46,7 @@ class Op(Generic[Result_co]):
         hints = get_type_hints(rule)
         positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         self.operands = tuple(p.name for p in positional)
+        self.kinds = tuple(State if hints[p.name] is State else Tensor for p in positional)
         self.required = sum(p.default is p.empty for p in positional)
         self.attrs = {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
         self.defaults = {p.name: p.default for p in parameters if p.name in self.attrs and p.default is not p.empty}
@@ -55,11 +57,16 @@ class Op(Generic[Result_co]):
         """The result types for these operand types, or TypeMismatch."""
         if not self.required <= len(types) <= len(self.operands):
             raise TypeMismatch(f"{self.name} takes the operands ({', '.join(self.operands)}), got {len(types)}")
+        for name, kind, type_ in zip(self.operands, self.kinds, types, strict=False):
+            if not isinstance(type_, kind):
+                raise TypeMismatch(f"{self.name}: {name} must be a {kind.__name__.lower()}, got {type_}")
+            if isinstance(type_, Tensor) and not type_.shape:
+                raise TypeMismatch(f"{self.name}: {name} is {type_}; tensors here have at least one dimension")
         if set(attrs) != set(self.attrs):
             wrong = sorted(set(attrs) ^ set(self.attrs))
             raise TypeMismatch(f"{self.name} takes the attributes {{{', '.join(self.attrs)}}}; see {', '.join(wrong)}")
-        for name, kind in self.attrs.items():
-            check_attr(self.name, name, attrs[name], kind)
+        for name in self.attrs:
+            check_attr(self.name, name, attrs[name], self.attrs[name])
         results: Any = self.rule(*types, **attrs)
         return results if self.result_count > 1 else (results,)
 
@@ -82,9 +89,10 @@ def check_attr(op: str, name: str, value: Attr, kind: Any) -> None:
     if get_origin(kind) is tuple:
         ok = isinstance(value, tuple) and all(type(v) is get_args(kind)[0] for v in value)
     else:
-        ok = type(value) is kind
+        ok = type(value) is kind and not (isinstance(value, float) and not math.isfinite(value))
     if not ok:
-        raise TypeMismatch(f"{op}: attribute {name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+        expected = "a finite float" if kind is float else str(kind) if get_origin(kind) else kind.__name__
+        raise TypeMismatch(f"{op}: attribute {name} must be {expected}, got {value!r}")
 
 
 OPS: dict[str, Op[Any]] = {}

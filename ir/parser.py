@@ -12,10 +12,21 @@ from .op import OPS, Attr
 from .types import parse_type
 from .value import Value
 
-_HEAD = re.compile(r"graph (\w+)\((.*)\) \{")
+
+def _string(quote: str) -> str:
+    """A regex of what `repr` makes of strings."""
+    escapes = r"\\(?:[\\'nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"
+    return rf"{quote}(?:[^{quote}\\]|{escapes})*{quote}"
+
+
+_HEAD = re.compile(r"\s*graph (\w+)\((.*)\) \{")
 _TYPED = re.compile(r"(%\w+): ([^%]*?)(?:, (?=%)|$)")
-_NODE = re.compile(r"(\s*)(%.+?) = (\w+)\(([^)]*)\)(?: \{(.*)\})?\s*")
+_NODE = re.compile(r"\s*(%[^=]*) = (\w+)\(([^()]*)\)")
+_ATTR = re.compile(
+    r"""(\w+)=([^\s,'"()]+|\([^'"()]*\)|STRING)(?:, (?=\w)|$)""".replace("STRING", _string("'") + "|" + _string('"'))
+)
 _RETURN = re.compile(r"\s*return ?(.*)")
+_ATTRS = "expected attributes such as `eps=1e-05, name='x', shape=(1, 2)`"
 
 
 def parse_graph(text: str) -> Graph:
@@ -25,7 +36,7 @@ def parse_graph(text: str) -> Graph:
 
 class _Parser:
     def __init__(self, text: str) -> None:
-        self.lines = text.splitlines()
+        self.lines = [line.rstrip() for line in text.splitlines()]
         self.names: dict[str, Value] = {}
         self.row = 0
 
@@ -45,13 +56,13 @@ class _Parser:
         if self._next("`}`").strip() != "}":
             raise self._error("expected `}` after `return`", 0)
         for row in range(self.row, len(self.lines)):
-            if self.lines[row].strip():
+            if self.lines[row]:
                 self.row = row + 1
                 raise self._error("expected nothing after the graph", 0)
         return Graph(match[1], inputs, tuple(nodes), outputs)
 
     def _next(self, expected: str) -> str:
-        while self.row < len(self.lines) and not self.lines[self.row].strip():
+        while self.row < len(self.lines) and not self.lines[self.row]:
             self.row += 1
         self.row += 1
         if self.row > len(self.lines):
@@ -59,14 +70,17 @@ class _Parser:
         return self.lines[self.row - 1]
 
     def _node(self, line: str) -> Node:
-        match = _NODE.fullmatch(line)
+        match = _NODE.match(line)
         if not match:
             raise self._error("expected a node such as `%1: f32[n] = op(%0) {attr=1}`", len(line) - len(line.lstrip()))
-        if match[3] not in OPS:
-            raise self._error(f"unknown op {match[3]!r}", match.start(3))
-        inputs = self._operands(match[4], match.start(4))
-        attrs = self._attrs(match[5], match.start(5)) if match[5] is not None else {}
-        return Node(OPS[match[3]], inputs, attrs, self._define(match[2], match.start(2)))
+        if match[2] not in OPS:
+            raise self._error(f"unknown op {match[2]!r}", match.start(2))
+        inputs = self._operands(match[3], match.start(3))
+        rest = line[match.end() :]
+        if rest and not (rest.startswith(" {") and rest.endswith("}")):
+            raise self._error("expected attributes such as ` {eps=1e-05}`, or nothing", match.end())
+        attrs = self._attrs(rest[2:-1], match.end() + 2) if rest else {}
+        return Node(OPS[match[2]], inputs, attrs, self._define(match[1], match.start(1)))
 
     def _define(self, text: str, offset: int, *, keep_names: bool = False) -> tuple[Value, ...]:
         values: list[Value] = []
@@ -97,15 +111,22 @@ class _Parser:
         return tuple(values)
 
     def _attrs(self, text: str, offset: int) -> dict[str, Attr]:
-        try:
-            call = ast.parse(f"_({text})", mode="eval").body
-            if not isinstance(call, ast.Call) or call.args:
-                raise ValueError
-            attrs = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise self._error("expected attributes such as `eps=1e-05, name='x'`", offset) from None
-        if len(attrs) != len(call.keywords):
-            raise self._error("expected attributes such as `eps=1e-05, name='x'`", offset)
+        attrs: dict[str, Attr] = {}
+        end = 0
+        while end < len(text):
+            match = _ATTR.match(text, end)
+            if not match:
+                raise self._error(_ATTRS, offset + end)
+            try:
+                value = ast.literal_eval(match[2])
+            except (SyntaxError, ValueError, RecursionError, MemoryError):
+                value = None
+            if not isinstance(value, int | float | str | tuple):
+                raise self._error(f"{match[2]} is no value; {_ATTRS}", offset + match.start(2))
+            if match[1] in attrs:
+                raise self._error(f"attribute {match[1]} is given twice", offset + end)
+            attrs[match[1]] = value
+            end = match.end()
         return attrs
 
     def _error(self, message: str, column: int) -> ParseError:

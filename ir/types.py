@@ -42,6 +42,9 @@ class Affine:
     def __sub__(self, other: Dim) -> Dim:
         return self + other * -1
 
+    def __rsub__(self, other: Dim) -> Dim:
+        return self * -1 + other
+
     def __str__(self) -> str:
         parts = [s if c == 1 else f"{c}*{s}" for s, c in self.terms]
         text = "+".join([*parts, str(self.constant)] if self.constant else parts)
@@ -49,14 +52,16 @@ class Affine:
 
 
 Dim = int | Affine
+_SYMBOL = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def sym(name: str) -> Affine:
-    """The symbolic dimension `name`. Symbols are equal by name."""
+    """The symbolic dimension `name`, a lower-case letter first. Symbols are equal by name."""
+    assert _SYMBOL.fullmatch(name), f"{name!r} is no name of a dimension"
     return Affine(((name, 1),))
 
 
-_TERM = re.compile(r"([+-]?)(?:(\d+)\*)?([a-z]\w*)|([+-]?\d+)")
+_TERM = re.compile(r"([+-]?)(?:([0-9]{1,30})\*)?([a-z][a-z0-9_]*)|([+-]?[0-9]{1,30})")
 
 
 def parse_dim(text: str) -> Dim:
@@ -96,18 +101,19 @@ class Format:
         return self.bits + (1 if self.symmetric else 2) * NUMBER_BITS[self.scale] / self.group
 
 
-_FORMAT = re.compile(r"q(4|8)(a?)_g(\d+)(?:_(f32))?")
+_FORMAT = re.compile(r"q(4|8)(a?)_g([1-9][0-9]{0,8})(?:_(f32))?")
 
 
 def parse_format(dtype: str) -> Format | None:
     """The quantized format a dtype names, or None for a number type."""
     match = _FORMAT.fullmatch(dtype)
-    if not match or int(match[3]) == 0:
+    if not match:
         return None
     return Format(int(match[1]), int(match[3]), not match[2], match[4] or "f16")
 
 
-ACTIVATION = re.compile(r"a8_g(\d+)")  # rows of int8 with an f32 scale and an i32 sum for each group
+FLOATS = ("f32", "f16", "bf16")
+ACTIVATION = re.compile(r"a8_g([1-9][0-9]{0,8})")  # rows of int8 with an f32 scale and an i32 sum for each group
 
 
 def is_dtype(text: str) -> bool:
@@ -125,6 +131,16 @@ class Tensor:
     @property
     def format(self) -> Format | None:
         return parse_format(self.dtype)
+
+    @property
+    def is_weight(self) -> bool:
+        """Floats or a quantized format: what a product or a table may be made of."""
+        return self.dtype in FLOATS or self.format is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """A number type, unpacked: what may be cut and moved at will."""
+        return self.dtype in NUMBER_BITS and not self.layout
 
     def bytes(self, **sizes: int) -> float:
         """Bytes in memory, the symbols being `sizes`."""

@@ -15,6 +15,7 @@ def rope(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
     require(len(x.shape) == 3 and x.dtype == "f32", f"rope needs f32[n, heads, d], got {x}")
     require(positions == Tensor(x.shape[:1], "i32"), f"rope positions {positions} do not match x {x}")
     width = x.shape[-1]
+    require(isinstance(width, int) and width % 2 == 0, f"rope turns pairs of numbers, and {x} has an odd one")
     require(isinstance(width, int) and frequencies == Tensor((width // 2,), "f32"), f"{frequencies} does not fit {x}")
     return x
 
@@ -23,7 +24,8 @@ def rope(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
 def kv_append(kv: State, k: Tensor, v: Tensor, *, layer: int) -> State:
     """Write this step's k, v f32[n, kv_heads, d] into the pages of their sequences."""
     require(kv.kind == "kv", f"kv_append needs state<kv, ...>, got {kv}")
-    require(k == v and len(k.shape) == 3, f"kv_append needs equal k and v [n, kv_heads, d], got {k} and {v}")
+    require(k == v and len(k.shape) == 3 and k.dtype == "f32", f"kv_append needs f32[n, kv_heads, d], got {k} and {v}")
+    require(layer >= 0, f"kv_append cannot write layer {layer}")
     return kv
 
 
@@ -62,11 +64,13 @@ def qkv_rope_append(
     f32[d] are given, then rotated; k and v are appended to the cache. Returns q f32[n, heads, d] and the new state.
     """
     width = qkv.shape[-1]
+    require(qkv.dtype == "f32" and len(qkv.shape) == 2, f"qkv_rope_append needs f32[n, width], got {qkv}")
+    require(kv_heads > 0 and heads > 0 and heads % kv_heads == 0, f"{heads} heads do not divide into {kv_heads}")
     parts = heads + 2 * kv_heads
     require(isinstance(width, int) and width % parts == 0, f"{qkv} does not hold {heads} + 2 * {kv_heads} heads")
     assert isinstance(width, int)
     d = width // parts
-    require(frequencies == Tensor((d // 2,), "f32"), f"{frequencies} does not fit heads of {d}")
+    require(d % 2 == 0 and frequencies == Tensor((d // 2,), "f32"), f"{frequencies} does not fit heads of {d}")
     require((q_norm is None) == (k_norm is None), "q_norm and k_norm come together")
     require(q_norm is None or q_norm == k_norm == Tensor((d,), "f32"), f"{q_norm}, {k_norm} do not fit heads of {d}")
     require(positions == Tensor(qkv.shape[:1], "i32"), f"positions {positions} do not match {qkv}")

@@ -10,7 +10,7 @@ from ..types import Tensor, is_dtype
 def weight(*, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
     """The checkpoint tensor called `name`, in the checkpoint's own dtype or quantized format."""
     require(is_dtype(dtype), f"weight {name!r} has the unknown dtype {dtype!r}")
-    require(all(d > 0 for d in shape), f"weight {name!r} has the impossible shape {shape}")
+    require(all(0 < d < 1 << 48 for d in shape), f"weight {name!r} has the impossible shape {shape}")
     return Tensor(shape, dtype)
 
 
@@ -18,7 +18,8 @@ def weight(*, name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
 def constant(*, name: str, shape: tuple[int, ...], dtype: str, layout: str) -> Tensor:
     """The artifact's tensor called `name`: computed from weights alone when the model was converted."""
     require(is_dtype(dtype), f"constant {name!r} has the unknown dtype {dtype!r}")
-    require(all(d > 0 for d in shape), f"constant {name!r} has the impossible shape {shape}")
+    require(layout == "" or (layout.isalnum() and layout.isascii()), f"{layout!r} is no name of a layout")
+    require(all(0 < d < 1 << 48 for d in shape), f"constant {name!r} has the impossible shape {shape}")
     return Tensor(shape, dtype, layout)
 
 
@@ -41,4 +42,6 @@ def rope_frequencies(
     require(dim > 0 and dim % 2 == 0, f"rope_frequencies needs an even dim, got {dim}")
     require(scaling in ("none", "linear", "llama3"), f"unknown rope scaling {scaling!r}")
     require(theta > 0 and factor > 0, f"rope_frequencies needs theta > 0 and factor > 0, got {theta} and {factor}")
+    blends = scaling != "llama3" or (0 < low < high and original_context > 0)
+    require(blends, f"llama3 scaling needs 0 < low < high and a context, got {low}, {high} and {original_context}")
     return Tensor((dim // 2,), "f32")

@@ -18,13 +18,14 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
     """(rms_norm(x + residual), x + residual) in one pass over memory."""
     require(x == residual, f"add_rms_norm needs equal types, got {x} and {residual}")
-    require(weight.shape == x.shape[-1:] and x.dtype == "f32", f"add_rms_norm weight {weight} does not match x {x}")
+    require(x.dtype == weight.dtype == "f32", f"add_rms_norm works on f32, got {x} and {weight}")
+    require(weight.shape == x.shape[-1:], f"add_rms_norm weight {weight} does not match x {x}")
     return x, x
 
 
 @op
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias (arXiv 1607.06450)."""
-    require(x.dtype == "f32", f"layer_norm works on f32, got {x}")
+    require(x.dtype == weight.dtype == bias.dtype == "f32", f"layer_norm works on f32, got {x}, {weight} and {bias}")
     require(weight.shape == bias.shape == x.shape[-1:], f"layer_norm weight {weight} and bias {bias} do not match {x}")
     return x

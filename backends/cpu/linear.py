@@ -1,0 +1,115 @@
+"""What float and quantized products share: families, row blocks, and how a result leaves the registers.
+
+y = x w^T is computed in tiles: some rows of x times one row block of w, whose rows are lanes of vectors. One item of
+work is a row block. The families are tiles of different shapes:
+
+    vector   one row of x at a time: for a step with one row
+    small    for up to 16 rows: each row block is needed once, so the next ones are fetched ahead
+    matrix   for more: a few row blocks stay in the cache while the rows of x pass by
+
+Every family takes any number of rows, and an element of y has one accumulator that goes through k in order: all give
+the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from .emit import Registers, const, let, load, stack, store, when
+from .kernel import Expr, Frame, Pointer
+
+Family = Literal["vector", "small", "matrix"]
+
+AHEAD = 4096  # bytes of weights asked for before they are needed
+_CACHED = 4  # row blocks of a matrix tile that share a pass over x
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """y f32[rows, n] = result (+ bias f32[n]) (+ residual f32[rows, n], which may be y itself).
+
+    A row block is `vectors` vectors of `lanes` rows of w.
+    """
+
+    n: int
+    lanes: int
+    vectors: int
+    bias: bool
+    accumulate: bool
+
+    def pointers(self) -> tuple[Pointer, ...]:
+        """[bias,] [residual,] y."""
+        named = (("bias", self.bias), ("residual", self.accumulate), ("y", True))
+        return tuple(Pointer(name, "float32") for name, present in named if present)
+
+    def __str__(self) -> str:
+        return f"{'_bias' if self.bias else ''}{'_add' if self.accumulate else ''}"
+
+    def blocks(self, sizes: object = None) -> Expr:
+        """Row blocks: the items of the kernel, whatever its sizes."""
+        return const(-(-self.n // (self.lanes * self.vectors)))
+
+    def write(self, f: Frame, row: Expr, block: Expr, sums: Registers, height: int) -> None:
+        """Write `sums` (`vectors` for each of `height` rows from `row` on) to the columns of row block `block`."""
+        lanes, width = self.lanes, self.lanes * self.vectors
+        full, rest = divmod(self.n, width)
+        first, column = let(row.astype("int64") * self.n + block * width), let(block * width)
+
+        def whole() -> None:
+            for t in range(height):
+                for v in range(self.vectors):
+                    at = let(first + (t * self.n + v * lanes))
+                    value = self._finish(f, sums[t * self.vectors + v], column + v * lanes, at, lanes)
+                    store(f["y"], at, value, lanes)
+
+        def part() -> None:
+            spill = stack(width, "float32")
+            for t in range(height):
+                for v in range(self.vectors):
+                    store(spill, v * lanes, sums[t * self.vectors + v], lanes)
+                with T.serial(0, rest) as i:
+                    at = let(first + t * self.n + i)
+                    store(f["y"], at, self._finish(f, spill[i], column + i, at, 1), 1)
+
+        if rest:
+            when(block < full, whole, part)
+        else:
+            whole()
+
+    def _finish(self, f: Frame, value: Expr, column: Expr, at: Expr, lanes: int) -> Expr:
+        if self.bias:
+            value = value + load(f["bias"], column, lanes)
+        if self.accumulate:
+            value = value + load(f["residual"], at, lanes)
+        return value
+
+
+def each_tile(
+    f: Frame,
+    family: Family,
+    heights: tuple[int, ...],
+    tile: Callable[[Expr, Expr, int, int], None],
+    prepare: Callable[[Expr], None] | None = None,
+) -> None:
+    """tile(row, block, height, ahead) for all rows of the step and the row blocks of this call.
+
+    `heights` are the rows a tile may have, falling to 1; `ahead` is how far to prefetch weights, 0 for not at all.
+    prepare(block) comes before all tiles of a block.
+    """
+    cached = _CACHED if family == "matrix" and prepare is None else 1
+    with T.serial(0, (f.hi - f.lo + (cached - 1)) // cached) as number:
+        lo = let(f.lo + number * cached)
+        hi = let(tirx.min(lo + cached, f.hi))
+        if prepare is not None:
+            prepare(lo)
+        done: Expr = const(0)
+        for height in (1,) if family == "vector" else heights:
+            count = let((f["rows"] - done) // height)
+            with T.serial(0, count) as i, T.serial(lo, hi) as block:
+                tile(let(done + i * height), block, height, 0 if family == "matrix" else AHEAD)
+            done = let(done + count * height)

@@ -1,0 +1,78 @@
+"""Weights, products with them, and what feeds these.
+
+A product has three kernels side by side, for one row, for a few and for many; guards let exactly one of them run.
+"""
+
+from __future__ import annotations
+
+from mlc.ir import Node
+from mlc.ir import ops as o
+
+from ...layouts import parse_layout
+from ...lowering import fixed, lowers, rows_of, size_of
+from ...program import Guard, Ref
+from ..embed import embed
+from ..kernel import Kernel
+from ..linear import Family
+from ..linear_float import linear_float
+from ..linear_quantized import linear_quantized
+from ..quantize_rows import quantize_rows
+from .context import MANY, CpuLowering, width
+
+FAMILIES: tuple[tuple[Family, int, int], ...] = (("vector", 1, 1), ("small", 2, 16), ("matrix", 17, MANY))
+"""Which rows of x each family is for."""
+
+_POINTERS = {"q": "w", "w": "w", "scale": "w_scale", "bias": "w_bias"}  # the kernels' names for the parts of a weight
+
+
+@lowers(o.constant, "cpu")
+def _constant(x: CpuLowering, node: Node) -> None:
+    t, name = node.output.tensor, node.text("name")
+    if t.format:
+        parts = ["q", "scale"] if t.format.symmetric else ["q", "scale", "bias"]
+        x.place(node.output, {part: Ref("weight", f"{name}.{part}") for part in parts})
+    elif t.layout:
+        x.place(node.output, {"w": Ref("weight", f"{name}.w")})
+    else:
+        x.place(node.output, {"": Ref("weight", name)})
+
+
+@lowers(o.embed, "cpu")
+def _embed(x: CpuLowering, node: Node) -> None:
+    table, ids = node.inputs
+    t = table.tensor
+    kernel = embed(fixed(t.shape[1]), t.format or t.dtype, parse_layout(t.layout))
+    pointers = {_POINTERS[part]: ref for part, ref in x.parts(table).items()}
+    pointers |= {"ids": x.ref(ids), "y": x.result(node.output)[""]}
+    x.row_call(node, kernel, pointers, size_of(*ids.tensor.shape))
+
+
+@lowers(o.quantize_rows, "cpu")
+def _quantize_rows(x: CpuLowering, node: Node) -> None:
+    kernel = quantize_rows(width(node.inputs[0]), node.integer("group"), x.isa)
+    pointers = {"x": x.ref(node.inputs[0]), **x.result(node.output)}
+    x.row_call(node, kernel, pointers, rows_of(node.output.tensor))
+
+
+@lowers(o.linear, "cpu")
+def _linear(x: CpuLowering, node: Node) -> None:
+    operand, w = node.inputs[:2]
+    n, k = (fixed(d) for d in w.tensor.shape)
+    biased = len(node.inputs) == 3
+    rows = rows_of(operand.tensor)
+    pointers = {_POINTERS[part]: ref for part, ref in x.parts(w).items()}
+    if biased:
+        pointers["bias"] = x.ref(node.inputs[2])
+    pointers["y"] = x.result(node.output)[""]
+    given = x.parts(operand)
+    if w.tensor.format is not None:
+        pointers |= {"x": given["q"], "x_scale": given["scale"], "x_sum": given["sum"]}
+    else:
+        pointers["x"] = given[""]
+    for family, low, high in FAMILIES:
+        kernel: Kernel
+        if w.tensor.format is not None:
+            kernel = linear_quantized(n, k, w.tensor.format, x.isa, family, bias=biased)
+        else:
+            kernel = linear_float(n, k, w.tensor.dtype, x.isa, family, bias=biased)
+        x.call("linear", kernel, pointers, {"rows": rows}, Guard(rows, low, high))

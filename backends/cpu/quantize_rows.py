@@ -1,0 +1,48 @@
+"""Activations to 8 bits: the operand of every quantized product on the CPU."""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from .emit import f32, let, load, reduce_add_int, reduce_max, rint, splat, store, vabs, vmax
+from .isa import Isa
+from .kernel import Expr, Frame, Kernel, Pointer
+
+
+def quantize_rows(k: int, group: int, isa: Isa) -> Kernel:
+    """x f32[rows, k] -> q int8[rows, k], scale f32[rows, k / group], sum int32[rows, k / group].
+
+    For each group of `group` neighbours: scale = max|x| / 127, q = rint(x * (127 / max|x|)), sum = q added up. A group
+    whose greatest magnitude is below 1e-30 becomes zeros.
+    """
+
+    def body(f: Frame) -> None:
+        with T.serial(f.lo, f.hi) as row, T.serial(0, k // group) as number:
+            g = let(row * (k // group) + number)
+            values = [let(load(f["x"], g * group + i * isa.lanes, isa.lanes)) for i in range(group // isa.lanes)]
+            quantize_group(values, f["q"], f["scale"], f["sum"], g, isa)
+
+    pointers = Pointer("x", "float32"), Pointer("q", "int8"), Pointer("scale", "float32"), Pointer("sum", "int32")
+    return Kernel(f"quantize_rows_k{k}_g{group}", pointers, ("rows",), lambda sizes: sizes["rows"], body)
+
+
+def quantize_group(values: list[Expr], q: Expr, scale: Expr, total: Expr, g: Expr, isa: Isa) -> None:
+    """Write group number `g`, whose float32 vectors are `values`, as `quantize_rows` lays it out.
+
+    Every kernel that quantizes what it computed (a norm, an activation) ends with this, so all agree bit for bit.
+    """
+    lanes = isa.lanes
+    magnitudes = [vabs(v) for v in values]
+    while len(magnitudes) > 1:
+        magnitudes = [vmax(a, b) for a, b in zip(magnitudes[::2], magnitudes[1::2], strict=True)]
+    peak = let(reduce_max(magnitudes[0]))
+    usable = peak > f32(1e-30)  # below, 127 / peak could overflow
+    inverse = let(tirx.Select(usable, f32(127) / peak, f32(0)))
+    T.buffer_store(scale, tirx.Select(usable, peak / f32(127), f32(0)), [g])
+    added = None
+    for i, v in enumerate(values):
+        rounded = let(rint(v * splat(inverse, lanes)).astype(f"int32x{lanes}"))
+        store(q, g * (len(values) * lanes) + i * lanes, rounded.astype(f"int8x{lanes}"), lanes)
+        added = rounded if added is None else added + rounded
+    T.buffer_store(total, reduce_add_int(added), [g])
