@@ -1,0 +1,55 @@
+"""Quantized models: what was compiled equals the same quantized graph on the numpy reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlc.backends.reference import PagedKv, empty_layers, evaluate
+from mlc.compile import CheckpointSource, read_model, stages
+from mlc.options import Options
+
+TOKENS = [(i * 37 + i * i) % 211 for i in range(40)]
+
+
+def reference_logits(folder, quant: str) -> np.ndarray:
+    """f32[tokens, vocab] of the quantized graph, packing left out: it moves bytes, not numbers."""
+    model = read_model(folder, "model")
+    graph = stages(model, Options(quant=quant), lambda t: "")["packed"]
+    c, n = model.config, len(TOKENS)
+    layers = empty_layers(layers=c.layers, pages=1, page_size=n, kv_heads=c.kv_heads, d=c.head_dim, dtype="f32")
+    order = np.arange(n, dtype=np.int32)
+    one = np.zeros(1, np.int32)
+    kv = PagedKv(layers, np.array([0, n], np.int32), np.array([n], np.int32), one[None], order)
+    source = CheckpointSource(model.checkpoint, model.dtypes)
+    shapes = {name: node.output.tensor.shape for name, node in graph.weights().items()}
+    feeds = {"tokens": np.array(TOKENS, np.int32), "positions": order, "rows": order, "kv": kv}
+    return evaluate(graph, feeds, lambda name: source.rows(name, 0, shapes[name][0]))[0]
+
+
+@pytest.mark.parametrize("quant", ["none", "q8", "q8a", "q4", "q4a"])
+def test_the_compiled_model_equals_the_reference_of_its_graph(quant, checkpoint, compiled, runner):
+    folder = checkpoint("qwen3").folder
+    ours = runner(compiled(folder, quant=quant)).logits(TOKENS, 40)
+    reference = reference_logits(folder, quant)
+    # An activation next to a rounding boundary may round the other way: then one step of 127 differs in one group.
+    tolerance = 1e-5 if quant == "none" else 2e-3
+    assert np.abs(ours - reference).max() < tolerance * np.abs(reference).max()
+
+
+@pytest.mark.parametrize("quant", ["q8", "q4"])
+def test_a_row_does_not_depend_on_its_neighbours(quant, checkpoint, compiled, runner):
+    model = runner(compiled(checkpoint("qwen3").folder, quant=quant))
+    whole = model.logits(TOKENS, 40)
+    for chunk in (1, 5, 17):
+        assert model.logits(TOKENS, chunk).tobytes() == whole.tobytes()
+
+
+def test_eight_bits_are_closer_to_the_truth_than_four(checkpoint, compiled, runner):
+    case = checkpoint("qwen3")
+    truth = case.logits(TOKENS)
+    errors = [
+        float(np.abs(runner(compiled(case.folder, quant=q)).logits(TOKENS, 40) - truth).mean())
+        for q in ("none", "q8", "q4a", "q4")
+    ]
+    assert errors == sorted(errors)
