@@ -41,7 +41,7 @@ def perplexity(
 ) -> float:
     """Of `tokens`, cut into windows of at most `window` tokens that know nothing of each other.
 
-    The first token of a window is not predicted. Windows are run in steps of as many rows as the model gives logits for.
+    The first token of a window is not predicted. A step has as many rows as the model gives logits for.
     """
     window = min(window, model.max_context)
     total, count = 0.0, 0

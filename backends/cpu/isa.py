@@ -15,7 +15,7 @@ from tvm.target.codegen import llvm_get_system_cpu
 
 from mlc.errors import TargetUnavailable
 
-from .emit import bits, const, intrinsic, let, splat
+from .emit import bits, const, intrinsic, let, load, splat
 
 Expr = Any  # a TIR expression
 
@@ -50,6 +50,14 @@ class Isa:
     def float_rows(self) -> int:
         """Rows of a float weight in a row block: enough accumulators to hide the latency of an fma."""
         return max(16, 2 * self.lanes)
+
+    def repeat_four(self, buffer: Expr, start: Expr, quad: int) -> Expr:
+        """Bytes `start + 4 * quad` .. + 3 of an int8 buffer, repeated through a vector; `start` is a multiple of 16."""
+        if self.dot == "neon":  # sdot takes any quarter of a register it can load whole
+            sixteen = bits("int32x4", load(buffer, start + quad // 4 * 16, 16))
+            return let(bits("int8x16", tirx.Shuffle([sixteen], [quad % 4] * 4)))
+        four = bits("int32", load(buffer, start + quad * 4, 4))
+        return let(bits(f"int8x{self.lanes * 4}", splat(four, self.lanes)))
 
     def target(self) -> tvm.target.Target:
         spec: dict[str, Any] = {"kind": "llvm", "mcpu": self.mcpu, "mtriple": self.triple}

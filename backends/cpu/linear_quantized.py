@@ -81,7 +81,7 @@ class _Product:
     def tile(self, f: Frame, row: Expr, block: Expr, height: int, ahead: int) -> Registers:
         """The sums of `height` rows of x, from `row` on, with the rows of w in `block`."""
         isa, group = self.isa, self.format.group
-        groups, width = self.k // group, isa.lanes * 4
+        groups = self.k // group
         floats = FLOATS[self.format.scale]
         sums = Registers(height, "float32", isa.lanes)
         sums.clear()
@@ -89,7 +89,7 @@ class _Product:
         with T.serial(0, groups) as number:
             at = let(w_start + number)  # this group of the row block
             if ahead:
-                size = group * self.format.bits // 8 * isa.lanes  # bytes
+                size = group * self.format.bits // 8 * isa.lanes  # bytes of a group
                 for line in range(0, size, 64):
                     prefetch(f["w"], at * size + (ahead + line))
             scale = let(widen(load(f["w_scale"], at * isa.lanes, isa.lanes), floats, isa.lanes))
@@ -98,8 +98,7 @@ class _Product:
             for vectors in self._weights(f["w"], at):
                 for t in range(height):
                     for quad, w in vectors:
-                        four = bits("int32", load(f["x"], x_at[t] * group + quad * 4, 4))
-                        dots[t].add(w, let(bits(f"int8x{width}", splat(four, isa.lanes))))
+                        dots[t].add(w, isa.repeat_four(f["x"], x_at[t] * group, quad))
             for t in range(height):
                 x_scale = let(f["x_scale"][x_at[t]])
                 dot = dots[t].total().astype(f"float32x{isa.lanes}")

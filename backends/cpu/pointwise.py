@@ -14,7 +14,7 @@ from .kernel import Expr, Frame, Kernel, Pointer
 from .norm import each_piece
 from .rows import Rows
 from .tiles import kernel_name, larger
-from .vmath import erf, sigmoid, tanh
+from .vmath import gelu, sigmoid, tanh
 
 BLOCK = 512  # columns
 Function = Callable[..., Expr]  # (lanes, operand vectors...) -> vector
@@ -23,12 +23,6 @@ Function = Callable[..., Expr]  # (lanes, operand vectors...) -> vector
 def _silu(lanes: int, x: Expr) -> Expr:
     one = splat(f32(1), lanes)
     return x / let(one + exp(let(splat(f32(0), lanes) - x), lanes))
-
-
-def _gelu(lanes: int, x: Expr) -> Expr:
-    phi = erf(let(x * splat(f32(math.sqrt(0.5)), lanes)), lanes)
-    half = let(x * splat(f32(0.5), lanes))
-    return fma(half, phi, half)
 
 
 def _gelu_tanh(lanes: int, x: Expr) -> Expr:
@@ -42,14 +36,14 @@ FUNCTIONS: dict[str, tuple[int, Function]] = {
     "add": (2, lambda n, a, b: a + b),
     "mul": (2, lambda n, a, b: a * b),
     "silu": (1, _silu),
-    "gelu": (1, _gelu),
+    "gelu": (1, lambda n, x: gelu(x, n)),
     "gelu_tanh": (1, _gelu_tanh),
     "tanh": (1, lambda n, x: tanh(x, n)),
     "sigmoid": (1, lambda n, x: sigmoid(x, n)),
     "relu": (1, lambda n, x: larger(splat(f32(0), n), x)),
     "copy": (1, lambda n, x: x),
     "swiglu": (2, lambda n, gate, up: let(_silu(n, gate)) * up),
-    "geglu": (2, lambda n, gate, up: let(_gelu(n, gate)) * up),
+    "geglu": (2, lambda n, gate, up: let(gelu(gate, n)) * up),
     "geglu_tanh": (2, lambda n, gate, up: let(_gelu_tanh(n, gate)) * up),
 }
 """Functions of float32 vectors by name, with the number of their operands."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .emit import f32, let, load, reduce_add_int, reduce_max, rint, splat, store, vabs, vmax
+from .emit import bits, const, f32, intrinsic, let, load, reduce_add_int, rint, splat, store
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 
@@ -14,7 +14,7 @@ def quantize_rows(k: int, group: int, isa: Isa) -> Kernel:
     """x f32[rows, k] -> q int8[rows, k], scale f32[rows, k / group], sum int32[rows, k / group].
 
     For each group of `group` neighbours: scale = max|x| / 127, q = rint(x * (127 / max|x|)), sum = q added up. A group
-    whose greatest magnitude is below 1e-30 becomes zeros.
+    whose greatest magnitude is below 1e-30 becomes zeros; one with a NaN gets a NaN scale.
     """
 
     def body(f: Frame) -> None:
@@ -33,13 +33,14 @@ def quantize_group(values: list[Expr], q: Expr, scale: Expr, total: Expr, g: Exp
     Every kernel that quantizes what it computed (a norm, an activation) ends with this, so all agree bit for bit.
     """
     lanes = isa.lanes
-    magnitudes = [vabs(v) for v in values]
+    # Floats of one sign compare as integers do, in one instruction and with NaN on top.
+    magnitudes = [bits(f"int32x{lanes}", v) & splat(const(0x7FFFFFFF), lanes) for v in values]
     while len(magnitudes) > 1:
-        magnitudes = [vmax(a, b) for a, b in zip(magnitudes[::2], magnitudes[1::2], strict=True)]
-    peak = let(reduce_max(magnitudes[0]))
-    usable = peak > f32(1e-30)  # below, 127 / peak could overflow
-    inverse = let(tirx.Select(usable, f32(127) / peak, f32(0)))
-    T.buffer_store(scale, tirx.Select(usable, peak / f32(127), f32(0)), [g])
+        magnitudes = [let(tirx.max(a, b)) for a, b in zip(magnitudes[::2], magnitudes[1::2], strict=True)]
+    peak = let(bits("float32", intrinsic("int32", "llvm.vector.reduce.smax", magnitudes[0])))
+    tiny = peak < f32(1e-30)  # 127 / peak could overflow
+    inverse = let(tirx.Select(tiny, f32(0), f32(127) / peak))
+    T.buffer_store(scale, tirx.Select(tiny, f32(0), peak / f32(127)), [g])
     added = None
     for i, v in enumerate(values):
         rounded = let(rint(v * splat(inverse, lanes)).astype(f"int32x{lanes}"))
