@@ -42,8 +42,8 @@ class Manifest(msgspec.Struct, frozen=True):
     target: Target
     quantization: str
     parameters: int
-    context: int  # tokens the model was made for
-    vocab: int
+    context: int  # tokens the model was made for; 0 for an encoder
+    vocab: int  # 0 for an encoder
     library: str
     programs: tuple[str, ...]
     digests: dict[str, str]  # file -> sha256; weights are digested by size and header, see `digest`

@@ -147,7 +147,10 @@ class LanguageModel:
         """`max_context` tokens of one sequence (default: the model's, at most 8192); `kv_tokens` tokens of cache for
         all sequences together (default: room for two of the longest).
         """
-        manifest, self.program = artifact.manifest, read_program(artifact.folder, "forward")
+        manifest = artifact.manifest
+        if "forward" not in manifest.programs:
+            raise ArtifactError(f"{manifest.name} is an encoder ({manifest.model_type}) and generates no text")
+        self.program = read_program(artifact.folder, "forward")
         p = self.program
         if max_context is not None and not 1 <= max_context <= manifest.context:
             raise ArtifactError(f"{manifest.name} has a context of {manifest.context} tokens, asked for {max_context}")

@@ -184,15 +184,15 @@ def _rows(c: DecoderConfig, w: Weights, name: str, heads: int, x: Value) -> Valu
     return o.split_heads(o.linear(x, matrix, bias), heads=heads)
 
 
-def build(c: DecoderConfig, w: Weights, kv_dtype: str = "f32") -> Graph:
+def build(c: DecoderConfig, w: Weights) -> Graph:
     """The graph `forward`: one step over ragged tokens.
 
     tokens, positions i32[n]: the step's tokens, whatever sequences they belong to; rows i32[r]: those whose logits are
-    wanted; kv: the paged cache, its keys and values stored as `kv_dtype`. Returns logits f32[r, vocab] and the new kv.
+    wanted; kv: the paged cache. Returns logits f32[r, vocab] and the new kv.
     """
     n, r = sym("n"), sym("r")
     tokens, positions = Value(Tensor((n,), "i32"), "tokens"), Value(Tensor((n,), "i32"), "positions")
-    rows, state = Value(Tensor((r,), "i32"), "rows"), Value(State("kv", kv_dtype), "kv")
+    rows, state = Value(Tensor((r,), "i32"), "rows"), Value(State("kv", w.state_dtype), "kv")
     s = c.rope_scaling
     with Builder().active() as builder:
         frequencies = o.rope_frequencies(

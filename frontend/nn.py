@@ -27,6 +27,11 @@ class Weights:
         value = self(name, *shape)
         return value if value.tensor.dtype == "f32" else o.cast(value, dtype="f32")
 
+    @property
+    def state_dtype(self) -> str:
+        """What the KV cache of such a checkpoint is stored as: f32 where every tensor is, else f16."""
+        return "f16" if set(self.dtypes.values()) - {"f32"} else "f32"
+
     def __contains__(self, name: str) -> bool:
         return name in self.dtypes
 

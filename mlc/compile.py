@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,16 +59,19 @@ def read_model(path: Path, name: str) -> Model:
     raw = checkpoint.config()
     module, config = find(raw, path.name if path.is_file() else str(path / "config.json"))
     dtypes = {name: info.dtype for name, info in checkpoint.tensors().items()}
-    graph = module.build(config, Weights(dtypes), "f16" if set(dtypes.values()) - {"f32"} else "f32")
+    graph = module.build(config, Weights(dtypes))
     expected = {name: node.output.tensor.shape for name, node in graph.weights().items()}
-    check(checkpoint, expected, optional=_unread(dtypes, config.tied))
+    check(checkpoint, expected, optional=_unread(dtypes, expected))
     return Model(name, checkpoint, config, graph, dtypes, raw)
 
 
-def _unread(names: Iterable[str], tied: bool) -> set[str]:
+_TIED = {"lm_head.weight", "model.embed_tokens.weight"}
+
+
+def _unread(names: Iterable[str], used: Collection[str]) -> set[str]:
     """Tensors that a checkpoint may hold and the graph does not read: the second copy of a tied matrix, old tables."""
     unread = {name for name in names if name.endswith("rotary_emb.inv_freq")}
-    return unread | ({"lm_head.weight", "model.embed_tokens.weight"} if tied else set())
+    return unread | (_TIED if len(_TIED & set(used)) == 1 else set())
 
 
 def stages(model: Model, options: Options, layout: Callable[[Tensor], str]) -> dict[str, Graph]:
@@ -106,7 +109,7 @@ def compile_model(path: Path, name: str, out: Path, options: Options, progress: 
     model = read_model(path, name)
     progress(PHASES[1], 0)
     folded = fold(stages(model, options, lambda t: layout_of(t, isa))["packed"])
-    program, kernels = lower(folded.forward, isa, limits(options))
+    program, kernels = lower(folded.forward, isa, limits(model, options))
 
     work = out.with_name(f"{out.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
@@ -115,7 +118,7 @@ def compile_model(path: Path, name: str, out: Path, options: Options, progress: 
         progress(PHASES[2], 0)
         library = build_library(kernels, isa, work / "module")
         progress(PHASES[3], 0)
-        source = _Source(model.checkpoint, model.dtypes)
+        source = CheckpointSource(model.checkpoint, model.dtypes)
         convert(
             folded.conversion, folded.names, source, work / WEIGHTS, lambda a, b: progress(PHASES[3], a / max(b, 1))
         )
@@ -127,15 +130,15 @@ def compile_model(path: Path, name: str, out: Path, options: Options, progress: 
             Manifest(
                 format=FORMAT,
                 name=name,
-                model_type=model.config.model_type,
+                model_type=str(model.raw["model_type"]),
                 created_by=f"mlc {__version__}, {versions()}",
                 target=describe(isa),
                 quantization=options.quant,
                 parameters=count_parameters(model.graph),
-                context=model.config.context,
-                vocab=model.config.vocab,
+                context=model.config.context if program.kv_layers else 0,
+                vocab=model.config.vocab if program.kv_layers else 0,
                 library=library.name,
-                programs=("forward",),
+                programs=(program.name,),
                 digests={file: digest(work / file) for file in files},
             ),
         )
@@ -146,9 +149,16 @@ def compile_model(path: Path, name: str, out: Path, options: Options, progress: 
         shutil.rmtree(work, ignore_errors=True)
 
 
-def limits(options: Options) -> dict[str, int]:
-    """The largest values of a language model's symbols."""
-    return {"n": options.max_tokens, "r": options.max_sequences}
+ENCODER_BATCH = 8  # texts or images that an encoder takes at once
+
+
+def limits(model: Model, options: Options) -> dict[str, int]:
+    """The largest values of a graph's symbols: tokens n and rows r of a step, or texts b of t tokens."""
+    dims = {str(d) for v in model.graph.inputs if isinstance(v.type, Tensor) for d in v.type.shape}
+    known = {"n": options.max_tokens, "r": options.max_sequences, "b": ENCODER_BATCH}
+    if "t" in dims:
+        known["t"] = model.config.context
+    return {symbol: most for symbol, most in known.items() if symbol in dims}
 
 
 def lower(graph: Graph, isa: Any, limits: dict[str, int]) -> tuple[Program, list[Any]]:
@@ -186,7 +196,7 @@ def count_parameters(graph: Graph) -> int:
     return sum(math.prod(d for d in n.output.tensor.shape if isinstance(d, int)) for n in graph.weights().values())
 
 
-class _Source:
+class CheckpointSource:
     """A checkpoint as weight conversion reads it: GGUF blocks become quantized arrays."""
 
     def __init__(self, checkpoint: Checkpoint, dtypes: Mapping[str, str]) -> None:

@@ -94,15 +94,10 @@ class _Product:
                     prefetch(f["w"], at * size + (ahead + line))
             scale = let(widen(load(f["w_scale"], at * isa.lanes, isa.lanes), floats, isa.lanes))
             x_at = [let(x_start + (number + t * groups)) for t in range(height)]
-            dots = [Dot(isa, self._start(f, x_at[t]), nibbles=self.format.bits == 4) for t in range(height)]
-            for vectors in self._weights(f["w"], at):
-                for t in range(height):
-                    for quad, w in vectors:
-                        dots[t].add(w, isa.repeat_four(f["x"], x_at[t] * group, quad))
-            for t in range(height):
+            for t, dot in enumerate(self._dots(f, at, x_at)):
                 x_scale = let(f["x_scale"][x_at[t]])
-                dot = dots[t].total().astype(f"float32x{isa.lanes}")
-                sums[t] = fma(dot, scale * splat(x_scale, isa.lanes), sums[t])
+                factor = scale * splat(x_scale, isa.lanes)
+                sums[t] = fma(dot.astype(f"float32x{isa.lanes}"), factor, sums[t])
             if not self.format.symmetric:
                 offset = let(widen(load(f["w_bias"], at * isa.lanes, isa.lanes), floats, isa.lanes))
                 for t in range(height):
@@ -110,21 +105,47 @@ class _Product:
                     sums[t] = fma(offset, splat(total, isa.lanes), sums[t])
         return sums
 
-    def _start(self, f: Frame, x_at: Expr) -> Expr | None:
-        zero = zero_point(self.format, layout_for(self.isa, self.format).bytes)
-        return let(splat(f["x_sum"][x_at] * const(-zero), self.isa.lanes)) if zero else None
+    def _dots(self, f: Frame, at: Expr, x_at: list[Expr]) -> list[Expr]:
+        """The int32 vectors dot - zero * sum of group `at` of the weights and groups `x_at` of rows of x."""
+        isa, nibbles = self.isa, self.format.bits == 4
+        zero = zero_point(self.format, layout_for(isa, self.format).bytes)
+        starts = [let(splat(f["x_sum"][g] * const(-zero), isa.lanes)) if zero else None for g in x_at]
+        stored = self.format.group // (8 if nibbles else 4)  # vectors
+        step = min(stored, 4 if nibbles else 8)
 
-    def _weights(self, w: Expr, at: Expr) -> Iterator[list[tuple[int, Expr]]]:
-        """The vectors of group `at`, each with the number of its four neighbours in k, as many at a time as fit."""
-        width = self.isa.lanes * 4
-        nibbles = self.format.bits == 4
-        stored = self.format.group // (8 if nibbles else 4)
+        def add(first: Expr, starts: list[Expr | None]) -> list[Expr]:
+            dots = [Dot(isa, start, nibbles=nibbles) for start in starts]
+            for vectors in self._weights(f["w"], at * stored + first, stored, step):
+                for t, dot in enumerate(dots):
+                    for quad, w in vectors:
+                        dot.add(w, isa.repeat_four(f["x"], x_at[t] * self.format.group + first * 4, quad))
+            return [dot.total() for dot in dots]
+
+        if step == stored:
+            return add(const(0), starts)
+        totals = Registers(len(x_at), "int32", isa.lanes)
+        totals.clear()
+        for t, start in enumerate(starts):
+            if start is not None:
+                totals[t] = start
+        with T.serial(0, stored // step) as number:
+            added = add(number * step, [let(totals[t]) for t in range(len(x_at))])
+            for t, total in enumerate(added):
+                totals[t] = total
+        return [totals[t] for t in range(len(x_at))]
+
+    def _weights(self, w: Expr, first: Expr, stored: int, count: int) -> Iterator[list[tuple[int, Expr]]]:
+        """Vectors `first` .. `first + count` of w, as many at a time as fit, each with its four neighbours' number.
+
+        The numbers count fours of k from that of `first`. A group has `stored` vectors.
+        """
+        width, nibbles = self.isa.lanes * 4, self.format.bits == 4
         part = {(32, True): 4, (32, False): 8, (16, True): 2, (16, False): 1}[self.isa.registers, nibbles]
         mask, four = splat(const(15, "uint8"), width), splat(const(4, "uint16"), width // 2)
-        for first in range(0, stored, part):
+        for start in range(0, count, part):
             vectors: list[tuple[int, Expr]] = []
-            for j in range(first, min(first + part, stored)):
-                raw = let(load(w, at * (stored * width) + j * width, width))
+            for j in range(start, min(start + part, count)):
+                raw = let(load(w, (first + j) * width, width))
                 if nibbles:
                     high = bits(f"uint8x{width}", bits(f"uint16x{width // 2}", raw) >> four)
                     vectors += [(j, let(raw & mask)), (stored + j, let(high & mask))]

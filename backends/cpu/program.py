@@ -1,7 +1,8 @@
 """The step program: one native call that walks an op table, all threads inside one parallel region.
 
-The table is data, not code: a row of int64 words per op (see `table.row`). Compiling a model therefore costs its distinct
-kernels, not its layers, and the same table run one row at a time is the flat list that debugging and profiling use.
+The table is data, not code: a row of int64 words per op (see `table.row`). Compiling a model therefore costs its
+distinct kernels, not its layers, and the same table run one row at a time is the flat list that debugging and profiling
+use.
 
 Between two ops stands a barrier. Inside an op, threads claim items from an atomic counter, so a thread that lost its
 core does less and delays the others by at most one grain.
