@@ -20,6 +20,8 @@ def build_library(kernels: Sequence[Kernel], isa: Isa, path: Path) -> Path:
     if linker is None:
         text = path.with_suffix(".ll")
         executable.mod.write_to_file(str(text), "ll")
+        # LLVM prints private functions with an export mark that its own parser refuses.
+        text.write_text(text.read_text().replace("private dllexport ", "private "))
         return text
     library = path.with_suffix(".so")
     executable.export_library(str(library), cc=linker)
