@@ -26,6 +26,7 @@ Data = Array | QuantizedArray
 Progress = Callable[[int, int], None]  # (bytes of weights done, bytes in all)
 
 _BLOCK_BYTES = 16 << 20  # of f32, for one row block
+_RELEASE_BYTES = 32 << 20  # of results, after which the pages of both files are given back
 _ROW_WISE = frozenset({"cast", "quantize", "dequantize"})  # row i of the result needs row i of the operand alone
 
 
@@ -34,6 +35,9 @@ class Source(Protocol):
 
     def rows(self, name: str, start: int, stop: int) -> Data:
         """Rows of the leading axis, in the dtype or quantized format that the graph's weight node names."""
+
+    def release(self) -> None:
+        """Give back the memory of what was read so far."""
 
 
 def convert(graph: Graph, names: Sequence[str], source: Source, path: Path, progress: Progress | None = None) -> None:
@@ -46,9 +50,10 @@ def convert(graph: Graph, names: Sequence[str], source: Source, path: Path, prog
     for name, value in zip(names, graph.outputs, strict=True):
         for part, array in reader.parts(value, 0, _first_rows(value.tensor)).items():
             entries[_join(name, part)] = Entry(_whole_shape(value.tensor, array), array.dtype)
-    views = create(path, entries)
+    file = create(path, entries)
+    views = file.views
     total = sum(e.bytes for e in entries.values())
-    done = 0
+    done = released = 0
     jobs = (
         (name, value, a, b) for name, value in zip(names, graph.outputs, strict=True) for a, b in _blocks(value.tensor)
     )
@@ -65,6 +70,10 @@ def convert(graph: Graph, names: Sequence[str], source: Source, path: Path, prog
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         for written in _bounded_map(pool, run, jobs):
             done += written
+            if done - released > _RELEASE_BYTES:
+                released = done
+                source.release()
+                file.release()
             if progress is not None:
                 progress(done, total)
 

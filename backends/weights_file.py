@@ -6,6 +6,7 @@ The safetensors format allows no holes, so gaps are tensors of their own, called
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,22 @@ class Entry:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-def create(path: Path, entries: Mapping[str, Entry]) -> dict[str, Array]:
-    """Make a file with room for `entries`; returns writable views into its memory map, by name."""
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A weights file being written: `views` are writable arrays in its memory map, by name."""
+
+    views: dict[str, Array]
+    data: Array
+
+    def release(self) -> None:
+        """Let the system write back and forget what was written so far."""
+        memory = getattr(self.data, "_mmap", None)
+        if memory is not None and hasattr(mmap, "MADV_DONTNEED"):
+            memory.madvise(mmap.MADV_DONTNEED)
+
+
+def create(path: Path, entries: Mapping[str, Entry]) -> NewFile:
+    """Make a file with room for `entries`."""
     header: dict[str, Any] = {}
     offset = 0
     for number, (name, entry) in enumerate(entries.items()):
@@ -60,7 +75,7 @@ def create(path: Path, entries: Mapping[str, Entry]) -> dict[str, Array]:
     data = (
         np.memmap(path, np.uint8, mode="r+", offset=8 + len(text), shape=(offset,)) if offset else np.zeros(0, np.uint8)
     )
-    return _views(data, header)
+    return NewFile(_views(data, header), data)
 
 
 def read(path: Path, data: Array | None = None) -> dict[str, Array]:

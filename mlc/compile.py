@@ -209,6 +209,9 @@ class CheckpointSource:
         q, scale, bias = self.checkpoint.decoded(name, start, stop)
         return QuantizedArray(q, scale, bias, format)
 
+    def release(self) -> None:
+        self.checkpoint.release()
+
 
 _TOKENIZER_FILES = (
     "tokenizer.json",

@@ -92,6 +92,10 @@ class Gguf:
         shape = (stop - start, *info.shape[1:-1], row_bytes)
         return self._file.array(np.dtype(np.uint8), place.offset + start * step, shape)
 
+    def release(self) -> None:
+        """Give back the memory of what was read so far."""
+        self._file.release()
+
     def metadata(self) -> Mapping[str, Any]:
         """Metadata by key; arrays of strings are lists, arrays of numbers are numpy arrays."""
         return self._metadata

@@ -90,6 +90,9 @@ class GgufModel:
         q, scale, *minimum = block.decode(self.file.blocks(stored, start, stop))
         return q, scale, -minimum[0] if minimum else None
 
+    def release(self) -> None:
+        self.file.release()
+
     def metadata(self) -> Mapping[str, Any]:
         return self.file.metadata()
 

@@ -62,6 +62,9 @@ class Checkpoint(Protocol):
     def decoded(self, name: str, start: int, stop: int) -> tuple[Array, Array, Array | None]:
         """Rows [start, stop) of a quantized tensor as (q, scale, bias), as `mlc.ir.arrays.QuantizedArray` has them."""
 
+    def release(self) -> None:
+        """Give back the memory of what was read so far; arrays that `rows` gave stay valid."""
+
     def metadata(self) -> Mapping[str, Any]:
         """What the files say about themselves."""
 
@@ -81,6 +84,11 @@ class MappedFile:
             reason = "it is empty" if isinstance(error, ValueError) else error.strerror or str(error)
             raise BadCheckpoint(f"cannot read {path}: {reason}") from None
         self.size = len(self.data)
+
+    def release(self) -> None:
+        """Let the system forget the pages that were read; they come back from the file when touched."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.data.madvise(mmap.MADV_DONTNEED)
 
     def array(self, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]) -> Array:
         """The bytes at `offset` as a read-only array; copied only where the file does not align them."""

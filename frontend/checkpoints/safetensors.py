@@ -65,6 +65,10 @@ class Safetensors:
     def decoded(self, name: str, start: int, stop: int) -> tuple[Array, Array, Array | None]:
         raise AssertionError(f"{name} is not quantized: safetensors has no block formats")
 
+    def release(self) -> None:
+        for file in {id(place.file): place.file for place in self._places.values()}.values():
+            file.release()
+
     def metadata(self) -> Mapping[str, Any]:
         return self._metadata
 
