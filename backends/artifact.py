@@ -2,7 +2,7 @@
 
 manifest.yaml         what it is, for which machine, made by what; digests of the other files
 program-NAME.json     the calls of one graph (see `program`)
-module.so             kernels and walker of all programs; module-NAME.ll where no C compiler was at hand
+module-HASH.so        kernels and walker of all programs; a .ll file where no C compiler was at hand
 weights.safetensors   packed weights, 64-byte aligned
 graph-NAME.ir         the graph the program was lowered from
 tokenizer.json, ...   as Hugging Face tools write them

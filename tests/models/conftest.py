@@ -59,6 +59,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"head_dim": 24, "sliding_window": None}),
     "mistral_window": ("mistral", {"sliding_window": 9}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "one_layer": ("qwen3", {"num_hidden_layers": 1, "head_dim": 32, "tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
 }
 

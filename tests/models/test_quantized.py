@@ -29,12 +29,12 @@ def reference_logits(folder, quant: str) -> np.ndarray:
 
 @pytest.mark.parametrize("quant", ["none", "q8", "q8a", "q4", "q4a"])
 def test_the_compiled_model_equals_the_reference_of_its_graph(quant, checkpoint, compiled, runner):
-    folder = checkpoint("qwen3").folder
+    folder = checkpoint("one_layer").folder
     ours = runner(compiled(folder, quant=quant)).logits(TOKENS, 40)
     reference = reference_logits(folder, quant)
-    # An activation next to a rounding boundary may round the other way: then one step of 127 differs in one group.
-    tolerance = 1e-5 if quant == "none" else 2e-3
-    assert np.abs(ours - reference).max() < tolerance * np.abs(reference).max()
+    errors = np.abs(ours - reference).max(axis=1) / np.abs(reference).max()
+    # Where an activation lies on a rounding boundary it may round the other way: that row is a step of 127 off.
+    assert np.median(errors) < 1e-5 and errors.max() < (1e-5 if quant == "none" else 2e-2)
 
 
 @pytest.mark.parametrize("quant", ["q8", "q4"])
