@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +20,7 @@ import numpy as np
 import openai
 import pytest
 
-from tests.runtime.server.conftest import Server, StartServer, until
+from tests.runtime.server.conftest import HERE, Server, StartServer, until
 
 HI = [{"role": "user", "content": "Hi"}]
 RENDERED = "user: Hi\nassistant: "  # what the toy template makes of it
@@ -264,11 +268,12 @@ def test_a_reader_that_does_not_read_delays_nobody_and_is_cut_off(start_server: 
         with socket.socket() as sleeper:
             sleeper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sleeper.connect(("127.0.0.1", server.port))
-            sleeper.sendall(_request(LONG | {"stream": True, "n": 16, "logprobs": 20, "max_tokens": 1000}))
+            long: dict[str, Any] = {"messages": HI, "max_tokens": 900, "ignore_eos": True, "n": 16, "stream": True}
+            sleeper.sendall(_request(long | {"logprobs": True, "top_logprobs": 20}, "/v1/chat/completions"))
             started = time.monotonic()
             server.client().completions.create(model="default", prompt="a", max_tokens=20)
-            assert time.monotonic() - started < 3
-            assert until(lambda: server.metric("mlc_disconnects_total") == 1, 10)
+            assert time.monotonic() - started < 5
+            assert until(lambda: server.metric("mlc_disconnects_total") == 1, 20)
         assert server.metric("mlc_requests_active") == 0
         assert until(lambda: server.metric("mlc_kv_pages_used") == 0)
 
@@ -325,3 +330,20 @@ def test_requests_that_outlast_the_draining_are_told_so(start_server: StartServe
         assert server.process.wait(5) == 0
         log = server.log.read_text()
     assert "Traceback" not in log, log
+
+
+def test_a_server_that_is_still_opening_its_model_stops_at_once() -> None:
+    options = json.dumps({"opening": 60.0, "serve": {"port": 0}})
+    with subprocess.Popen([sys.executable, str(HERE / "toy_server.py"), options], stdout=subprocess.PIPE) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        assert until(lambda: len(children.read_text().split()) == 2), "the resource tracker and the engine"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 0
+
+
+def test_a_port_that_is_taken_is_named(server: Server) -> None:
+    options = json.dumps({"serve": {"port": server.port}})
+    run = subprocess.run(
+        [sys.executable, str(HERE / "toy_server.py"), options], capture_output=True, text=True, timeout=20
+    )
+    assert run.returncode == 1 and f"port {server.port}" in run.stderr and "--port" in run.stderr

@@ -96,7 +96,7 @@ class ToyTokenizer:
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < END else b""
 
-    def stream_decoder(self) -> ToyDecoder:
+    def stream_decoder(self, *, continues: bool = False) -> ToyDecoder:
         return ToyDecoder()
 
 
@@ -119,7 +119,10 @@ class ToyTemplate:
         )
 
 
-def open_engine(pages: int = 512, delay: float = 0.0, settings: EngineSettings | None = None, fail: str = "") -> Engine:
+def open_engine(
+    pages: int = 512, delay: float = 0.0, settings: EngineSettings | None = None, fail: str = "", opening: float = 0.0
+) -> Engine:
+    time.sleep(opening)
     if fail:
         raise BadConfig(fail)
     return Engine(ToyModel(pages, delay), ToyTokenizer(), settings)
@@ -135,6 +138,7 @@ class Options:
 
     pages: int = 512
     delay: float = 0.0
+    opening: float = 0.0
     chat: bool = True
     serve: ServeSettings = ServeSettings()  # noqa: RUF009
 
@@ -144,9 +148,14 @@ def main() -> None:
     from mlc.runtime.server.service import ModelCard
 
     options = msgspec.json.decode(sys.argv[1], type=Options)
-    engine = {"pages": options.pages, "delay": options.delay, "settings": options.serve.engine}
+    engine = {
+        "pages": options.pages,
+        "delay": options.delay,
+        "opening": options.opening,
+        "settings": options.serve.engine,
+    }
     card = ModelCard("toy/model", 1_700_000_000, "toy-1")
-    spec = EngineSpec("toy_server:open_engine", engine)
+    spec = EngineSpec("toy_server:open_engine", engine | {"settings": options.serve.engine})
 
     def announce(line: str) -> None:
         print(line, flush=True)

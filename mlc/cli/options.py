@@ -1,0 +1,67 @@
+"""Options that several commands take, so that they mean and say the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import typer
+
+_MODEL, _COMPILE, _SAMPLING, _ENGINE = "Model", "Compiling", "Sampling", "Engine"
+
+Source: TypeAlias = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A Hugging Face hub id, a folder with a checkpoint, or a .gguf file. Default: the bundled tiny model.",
+        show_default=False,
+    ),
+]
+Model: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "-m",
+        "--model",
+        help="A hub id, a checkpoint's folder, a .gguf file, or a compiled model. Default: the bundled tiny model.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+Quant: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--quant",
+        help="Number format of the weights: none (as the checkpoint has them), q8, q8a, q4 or q4a; 'a' is asymmetric.",
+        rich_help_panel=_COMPILE,
+        autocompletion=lambda: ["none", "q8", "q8a", "q4", "q4a"],
+    ),
+]
+Target: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        help="Instruction set to compile for: host, or a name such as avx2, avx512_vnni, neon.",
+        rich_help_panel=_COMPILE,
+    ),
+]
+MaxTokens: TypeAlias = Annotated[
+    int, typer.Option("--max-tokens", help="Most tokens in one step.", rich_help_panel=_COMPILE)
+]
+MaxSequences: TypeAlias = Annotated[
+    int, typer.Option("--max-sequences", help="Most sequences in one step.", rich_help_panel=_COMPILE)
+]
+Threads: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", help="Threads of the engine. Default: the cores.", show_default=False, rich_help_panel=_ENGINE
+    ),
+]
+MaxContext: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--max-context",
+        help="Most tokens of one conversation. Default: the model's, at most 8192.",
+        show_default=False,
+        rich_help_panel=_ENGINE,
+    ),
+]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
