@@ -183,7 +183,8 @@ class Engine:
         return Request(self._prompts.chat(messages, template), self._params(sampling))
 
     def _start(self, prompt: Text, sampling: Mapping[str, Any]) -> Request:
-        return Request(self._prompts.text(prompt) if isinstance(prompt, str) else prompt, self._params(sampling))
+        tokens = self._prompts.text(prompt) if isinstance(prompt, str) else prompt
+        return Request(tokens, self._params(sampling), continues=True)
 
     def _batch(
         self, prompts: Sequence[str | Sequence[Mapping[str, Any]]], sampling: Mapping[str, Any]

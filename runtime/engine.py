@@ -261,7 +261,7 @@ class Engine:
             if leader is None and self.settings.prefix_cache:
                 leader = sequence
             state = SamplerState(params, prompt=seen, seed=seed, choice=index, stop_ids=stop_ids)
-            decoder = self._tokenizer.stream_decoder()
+            decoder = self._tokenizer.stream_decoder(continues=request.continues)
             choice = Choice(name, index, sequence, state, decoder, stop_ids, submitted)
             self._choices[sequence] = choice
             self._requests[name].add(choice)

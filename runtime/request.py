@@ -27,7 +27,7 @@ class Tokenizer(Protocol):
     @property
     def eos_ids(self) -> Collection[int]: ...  # tokens by which the model ends an answer
     def encode(self, text: str, /) -> list[int]: ...
-    def stream_decoder(self) -> StreamDecoder: ...
+    def stream_decoder(self, *, continues: bool = False) -> StreamDecoder: ...  # `continues`: the text goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     n: int = 1  # choices; each derives its own random numbers from the seed
     salt: str = ""  # prompts share cached pages only with those of equal salt (tenant, adapter)
+    continues: bool = False  # the answer goes on with the prompt's text, so a leading blank belongs to it
     id: str | None = None  # unique among the requests under way; None: the engine makes one up
 
 

@@ -19,7 +19,7 @@ from mlc.errors import BadCheckpoint, UnsupportedModel
 
 _MAX_PIECE = 512  # characters of one token; all ways to cut it are tried
 
-# expressions that cut text into words, one applied to the words of the other, by the value of tokenizer.ggml.pre
+# expressions that cut text into words, each applied to what the one before has left
 _GPT2 = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",)
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -28,7 +28,7 @@ _LLAMA3 = (
 _QWEN2 = (_LLAMA3[0].replace(r"\p{N}{1,3}", r"\p{N}"),)
 _DIGITS = (r"\p{N}", *_GPT2)
 _DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", r"\p{N}")
-_WORDS: Mapping[str, tuple[str, ...]] = {
+WORDS: Mapping[str, tuple[str, ...]] = {  # by the value of tokenizer.ggml.pre
     "default": (r"[\p{P}\$\+<=>\^~\|]+", *_GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
     "gpt-2": _GPT2,
     "phi-2": _GPT2,
@@ -133,9 +133,9 @@ def _cuts(token: str, pieces: set[str]) -> list[tuple[str, str]]:
 def _byte_level(fields: _Fields) -> tuple[Tokenizer, bool]:
     """Merges by rank inside words, over bytes; and whether texts begin by BOS."""
     kind = fields.text("pre", "default")
-    if kind not in _WORDS:
+    if kind not in WORDS:
         raise UnsupportedModel(
-            f"the GGUF file cuts text into words by {kind[:60]!r} (tokenizer.ggml.pre); mlc knows {', '.join(_WORDS)}; "
+            f"the GGUF file cuts text into words by {kind[:60]!r} (tokenizer.ggml.pre); mlc knows {', '.join(WORDS)}; "
             "compile the model from its Hugging Face folder instead"
         )
     merges = [_merge(text) for text in fields.texts("merges")]
@@ -145,7 +145,7 @@ def _byte_level(fields: _Fields) -> tuple[Tokenizer, bool]:
     except Exception as error:  # the library raises nothing more precise
         raise BadCheckpoint(f"the GGUF file has merges that do not fit its tokens: {str(error)[:200]}") from None
     tokenizer = Tokenizer(model)
-    words = [pre_tokenizers.Split(Regex(expression), behavior="isolated") for expression in _WORDS[kind]]
+    words = [pre_tokenizers.Split(Regex(expression), behavior="isolated") for expression in WORDS[kind]]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [*words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )

@@ -27,6 +27,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     params: SamplingParams
     n: int
     salt: str
+    continues: bool
 
     @classmethod
     def of(cls, name: int, request: Request) -> Submit:
@@ -35,10 +36,11 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
             tokens = np.array(request.tokens, "<i4").tobytes()
         except (OverflowError, ValueError):
             raise InvalidRequest("the prompt is no list of token ids of 32 bits", param="prompt") from None
-        return cls(name, tokens, request.params, request.n, request.salt)
+        return cls(name, tokens, request.params, request.n, request.salt, request.continues)
 
     def request(self) -> Request:
-        return Request(np.frombuffer(self.tokens, "<i4"), self.params, self.n, self.salt, str(self.id))
+        tokens = np.frombuffer(self.tokens, "<i4")
+        return Request(tokens, self.params, self.n, self.salt, self.continues, str(self.id))
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

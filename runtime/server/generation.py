@@ -120,7 +120,8 @@ def _prepare(body: bytes, service: Service, parse: Parse, head: Head) -> Prepare
         tokenized = [prompts.text(p) if isinstance(p, str) else list(p) for p in job.prompts]
     if not all(tokenized):
         raise InvalidRequest("a prompt has no tokens; give it at least one", param="prompt")
-    requests = [engine_request.Request(tokens, job.params, job.n) for tokens in tokenized]
+    continues = job.messages is None
+    requests = [engine_request.Request(t, job.params, job.n, continues=continues) for t in tokenized]
     common: dict[str, Any] = {
         "n": job.n,
         "prompt_tokens": [len(tokens) for tokens in tokenized],

@@ -26,6 +26,10 @@ ROWS = Tensor((sym("n"), 4), "f32")
 KV = State("kv", "f16")
 QUERY = Tensor((sym("n"), 2, 8), "f32")
 
+LLAMA3 = {"dim": 4, "theta": 1e4, "scaling": "llama3", "factor": 8.0, "low": 1.0, "high": 4.0, "original_context": 64}
+QKV = (KV, Tensor((sym("n"), 32), "f32"), Tensor((sym("n"),), "i32"), Tensor((4,), "f32"))
+HEADS = {"layer": 0, "heads": 2, "kv_heads": 1, "eps": 1e-6}
+
 
 def test_a_valid_graph_is_handed_back() -> None:
     x = Value(ROWS, "x")
@@ -73,6 +77,16 @@ def test_a_result_of_the_wrong_type_or_number() -> None:
         ("take_token", (QUERY,), {"index": True}, "take_token: attribute index must be int, got True"),
         ("weight", (), {"name": "w", "shape": (2.0,), "dtype": "f32"}, "attribute shape must be tuple[int, ...]"),
         ("weight", (), {"name": "w", "shape": (0,), "dtype": "f32"}, "weight 'w' has the impossible shape (0,)"),
+        ("rope_frequencies", (), {**LLAMA3, "low": 4.0}, "llama3 scaling needs 0 < low < high and a context"),
+        (
+            "rope_frequencies",
+            (),
+            {**LLAMA3, "original_context": 0},
+            "llama3 scaling needs 0 < low < high and a context",
+        ),
+        ("qkv_rope_append", QKV, {**HEADS, "kv_heads": 3}, "2 heads do not divide into 3"),
+        ("qkv_rope_append", QKV, {**HEADS, "heads": -2, "kv_heads": 1}, "-2 heads do not divide into 1"),
+        ("qkv_rope_append", QKV, {**HEADS, "heads": 3, "kv_heads": 3}, "does not hold 3 + 2 * 3 heads"),
         ("silu", (KV,), {}, "silu: x must be a tensor, got state<kv, f16>"),
         ("kv_append", (QUERY, QUERY, QUERY), {"layer": 0}, "kv_append: kv must be a state, got f32[n, 2, 8]"),
         ("silu", (Tensor((), "f32"),), {}, "silu: x is f32[]; tensors here have at least one dimension"),

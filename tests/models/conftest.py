@@ -205,7 +205,7 @@ class _NoText:
     def encode(self, text: str) -> list[int]:
         raise AssertionError("tests pass token ids")
 
-    def stream_decoder(self) -> _NoText:
+    def stream_decoder(self, *, continues: bool = False) -> _NoText:
         return self
 
     def push(self, token: int) -> str:

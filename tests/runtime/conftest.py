@@ -81,7 +81,7 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def stream_decoder(self) -> ByteDecoder:
+    def stream_decoder(self, *, continues: bool = False) -> ByteDecoder:
         return ByteDecoder()
 
 
