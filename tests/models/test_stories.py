@@ -6,7 +6,10 @@ The same weights come twice: as a GGUF file, and as llama2.c's own file, rewritt
 from __future__ import annotations
 
 import json
+import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +94,22 @@ def test_the_golden_text_comes_out_to_the_character(artifact, assets):
     engine = Engine(open_module(artifact), Tokenizer.open(artifact))
     params = SamplingParams(temperature=0.0, max_tokens=200)
     assert "".join(output.text for output in engine.generate([BOS], params)).lstrip(" ") == expected
+
+
+def test_the_golden_text_comes_over_http(artifact, assets):
+    openai = pytest.importorskip("openai")
+    expected = json.loads((assets / "stories260k" / "expected_outputs.json").read_text())["greedy_200"]
+    command = [sys.executable, "-m", "mlc", "serve", "-m", str(artifact), "-p", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        url = next(m[0] for line in server.stdout if (m := re.search(r"http://[\d.]+:\d+/v1", line)))
+        client = openai.OpenAI(base_url=url, api_key="none", timeout=60, max_retries=0)
+        name = client.models.list().data[0].id
+        answer = client.completions.create(model=name, prompt=[BOS], max_tokens=200, temperature=0)
+        assert answer.choices[0].text.lstrip(" ") == expected
+        assert answer.usage.completion_tokens == 200
+    finally:
+        server.terminate()
+        assert server.wait(30) == 0
+        server.stdout.close()
