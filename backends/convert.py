@@ -19,6 +19,7 @@ from mlc.ir.arrays import QuantizedArray
 
 from .layouts import pack, parse_layout
 from .reference import REFERENCE
+from .reference.parts import on_parts
 from .weights_file import Entry, create
 
 Array = np.ndarray[Any, Any]
@@ -113,12 +114,14 @@ class _Reader:
         if node.op.name == "weight":
             return self.source.rows(str(node.attrs["name"]), start, stop)
         if node.op.name == "concat":
-            return _stack([self.rows(v, a, b) for v, a, b in _cut(node, start, stop)])
+            return on_parts(
+                lambda *parts: np.concatenate(parts), *(self.rows(*part) for part in _cut(node, start, stop))
+            )
         if node.op.name in _ROW_WISE:
             result: Data = REFERENCE[node.op.name](self.rows(node.inputs[0], start, stop), **node.attrs)
             return result
         whole: Data = REFERENCE[node.op.name](*(self.rows(v, 0, _rows(v.tensor)) for v in node.inputs), **node.attrs)
-        return _slice(whole, start, stop)
+        return on_parts(lambda part: part[start:stop], whole)
 
 
 def _cut(node: Node, start: int, stop: int) -> Iterator[tuple[Value, int, int]]:
@@ -130,25 +133,6 @@ def _cut(node: Node, start: int, stop: int) -> Iterator[tuple[Value, int, int]]:
         if a < b:
             yield value, a, b
         offset += count
-
-
-def _stack(parts: list[Data]) -> Data:
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    if isinstance(first, QuantizedArray):
-        arrays = [p for p in parts if isinstance(p, QuantizedArray)]
-        bias = None if first.bias is None else np.concatenate([a.bias for a in arrays if a.bias is not None])
-        q, scale = np.concatenate([a.q for a in arrays]), np.concatenate([a.scale for a in arrays])
-        return QuantizedArray(q, scale, bias, first.format)
-    return np.concatenate([p for p in parts if not isinstance(p, QuantizedArray)])
-
-
-def _slice(data: Data, start: int, stop: int) -> Data:
-    if isinstance(data, QuantizedArray):
-        bias = None if data.bias is None else data.bias[start:stop]
-        return QuantizedArray(data.q[start:stop], data.scale[start:stop], bias, data.format)
-    return data[start:stop]
 
 
 def _bits(data: Data) -> Data:

@@ -15,7 +15,6 @@ HARMLESS = frozenset(
     {
         "_attn_implementation",
         "_name_or_path",
-        "add_cross_attention",
         "architectures",
         "attention_dropout",
         "attention_probs_dropout_prob",
@@ -36,7 +35,6 @@ HARMLESS = frozenset(
         "id2label",
         "initializer_factor",
         "initializer_range",
-        "is_decoder",
         "is_encoder_decoder",
         "is_llama_config",
         "label2id",
@@ -46,7 +44,6 @@ HARMLESS = frozenset(
         "output_attentions",
         "output_hidden_states",
         "pad_token_id",
-        "position_embedding_type",
         "pretraining_tp",
         "problem_type",
         "pruned_heads",

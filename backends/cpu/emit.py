@@ -59,26 +59,9 @@ def fma(a: Expr, b: Expr, c: Expr) -> Expr:
     return intrinsic(dtype_of(a), "llvm.fmuladd", a, b, c)  # llvm.fma would call libm on a machine without
 
 
-def vmax(a: Expr, b: Expr) -> Expr:
-    return intrinsic(dtype_of(a), "llvm.maxnum", a, b)
-
-
-def vabs(a: Expr) -> Expr:
-    return intrinsic(dtype_of(a), "llvm.fabs", a)
-
-
 def rint(a: Expr) -> Expr:
     """Nearest integer, ties to even, still as float."""
     return intrinsic(dtype_of(a), "llvm.rint", a)
-
-
-def reduce_max(v: Expr) -> Expr:
-    return intrinsic("float32", "llvm.vector.reduce.fmax", v)
-
-
-def reduce_add(v: Expr) -> Expr:
-    """Sum of a float vector's lanes, in lane order."""
-    return intrinsic("float32", "llvm.vector.reduce.fadd", f32(0), v)
 
 
 def reduce_add_int(v: Expr) -> Expr:

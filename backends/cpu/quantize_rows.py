@@ -19,7 +19,7 @@ def quantize_rows(k: int, group: int, isa: Isa) -> Kernel:
 
     def body(f: Frame) -> None:
         with T.serial(f.lo, f.hi) as row, T.serial(0, k // group) as number:
-            g = let(row * (k // group) + number)
+            g = let(row.astype("int64") * (k // group) + number)
             values = [let(load(f["x"], g * group + i * isa.lanes, isa.lanes)) for i in range(group // isa.lanes)]
             quantize_group(values, f["q"], f["scale"], f["sum"], g, isa)
 
