@@ -57,7 +57,7 @@ class ChatTemplate:
             "raise_exception": _raise,
             "strftime_now": lambda form: now().strftime(_plain_form(form)),
         }
-        environment.filters["tojson"] = _tojson
+        environment.filters["tojson"] = tojson
         try:
             self._template = environment.from_string(source)
             self._reads = meta.find_undeclared_variables(environment.parse(source)) - environment.globals.keys()
@@ -179,7 +179,7 @@ def _plain_form(form: str) -> str:
     return form
 
 
-def _tojson(
+def tojson(
     value: Any,
     ensure_ascii: bool = False,
     indent: int | str | None = None,

@@ -70,11 +70,12 @@ class Specials:
         text = text.replace(_ESCAPE, _LITERAL)
         text = self._singles.sub(lambda match: f"{_CODE}{ord(match[0]):06x}", text)
         text = self._starts.sub(rf"\g<0>{_BREAK}", text)
-        head, tail = len(text) - len(text.lstrip()), len(text.rstrip())
-        if self._is_part(text[max(head, tail - self._longest) : tail], self._beginnings, from_end=True):
-            text = text[:tail] + _BREAK + text[tail:]
-        if self._is_part(text[head : head + self._longest], self._endings, from_end=False):
-            text = text[:head] + _BREAK + text[head:]
+        for end in (len(text), len(text.rstrip())):  # templates often trim what they are given
+            if self._is_part(text[max(0, end - self._longest) : end], self._beginnings, from_end=True):
+                text = text[:end] + _BREAK + text[end:]
+        for start in (len(text) - len(text.lstrip()), 0):
+            if self._is_part(text[start : start + self._longest], self._endings, from_end=False):
+                text = text[:start] + _BREAK + text[start:]
         return text
 
     @cached_property

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _METHOD = "Measuring"
 _PROFILE_STEPS = 20  # each call's best time counts
+_TICK = 1e-8  # seconds; a call takes at least that
 
 
 def register(app: typer.Typer) -> None:
@@ -119,7 +120,7 @@ class _NoText:
     def encode(self, text: str, /) -> list[int]:
         raise AssertionError("a benchmark has no text")
 
-    def stream_decoder(self) -> _NoText:
+    def stream_decoder(self, *, continues: bool = False) -> _NoText:
         return self
 
     def push(self, token: int, /) -> str:
@@ -195,7 +196,7 @@ def _profile(folder: Path, depth: int, threads: int | None, max_context: int | N
     model = _open(folder, threads, max_context, at_least=depth + 1)
     if depth >= model.max_context:
         raise BadConfig(f"--depth {depth} leaves no room for a token in a context of {model.max_context}")
-    timed, step_seconds = _time_calls(model, depth)
+    timed, step_seconds, launch = _time_calls(model, depth)
     rows = attribute(timed, graph(str(folder), Stage.folded, "none", "host")[0], decode_step(context=depth + 1))
     whole = sum(row.seconds for row in rows)
     if json:
@@ -205,6 +206,7 @@ def _profile(folder: Path, depth: int, threads: int | None, max_context: int | N
                 "depth": depth,
                 "threads": model.executor.threads,
                 "step_seconds": step_seconds,
+                "launch_seconds": launch,
                 "ops": [
                     {
                         "op": r.op,
@@ -235,13 +237,15 @@ def _profile(folder: Path, depth: int, threads: int | None, max_context: int | N
         )
     output.print_table(table)
     print(
-        f"one decode step at depth {depth} with {model.executor.threads} threads: {1e6 * step_seconds:.0f} µs as one "
-        f"native call, {1e6 * whole:.0f} µs as {len(timed)} calls one by one"
+        f"one decode step at depth {depth}, threads: {model.executor.threads}: {1e6 * step_seconds:.0f} µs as one native "
+        f"call; its {len(timed)} calls one by one: {1e6 * whole:.0f} µs, and {1e6 * launch:.1f} µs to launch each"
     )
 
 
-def _time_calls(model: LanguageModel, depth: int) -> tuple[list[Timed], float]:
-    """Every kernel call of one decode step at its best time, and the best time of the step as one native call."""
+def _time_calls(model: LanguageModel, depth: int) -> tuple[list[Timed], float, float]:
+    """Every kernel call of one decode step, at its best time, without the time to launch it; the best time of the step
+    as one native call; and the time to launch a call.
+    """
     from time import perf_counter
 
     import numpy as np
@@ -280,5 +284,6 @@ def _time_calls(model: LanguageModel, depth: int) -> tuple[list[Timed], float]:
             last = perf_counter()
 
         executor.step_flat(model.symbols, observe)
-    made = [i for i in range(len(calls)) if executor.runs(i, model.symbols)]
-    return [Timed(calls[i].op, calls[i].kernel, best[i]) for i in made], whole
+    made = {i for i in range(len(calls)) if executor.runs(i, model.symbols)}
+    launch = min((best[i] for i in range(len(calls)) if i not in made), default=0.0)  # a call whose guard says no
+    return [Timed(calls[i].op, calls[i].kernel, max(best[i] - launch, _TICK)) for i in sorted(made)], whole, launch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -131,7 +130,8 @@ def run(
     chat = prompts.template is not None
     if system and not chat:
         raise BadConfig("--system is for chat models; this one has no chat template")
-    sampling = _preferred(folder) | {name: value for name, value in given.items() if value is not None}
+    sampling: dict[str, Any] = {} if prompts.defaults else dict(_DEFAULTS)
+    sampling |= {name: value for name, value in given.items() if value is not None}
     with Engine.over(lambda: load_engine(folder, threads=threads, max_context=max_context), prompts) as engine:
         conversation = Conversation(engine, chat, sampling, system)
         if not chat:
@@ -157,16 +157,6 @@ def _not_empty(text: str) -> str:
     if not text.strip():
         raise InputError("the input is empty; give a text with -i, or pipe one in")
     return text
-
-
-def _preferred(folder: Path) -> dict[str, Any]:
-    """How the model's makers say to sample from it, and our own defaults where they say nothing."""
-    path = folder / "generation_config.json"
-    made = json.loads(path.read_text()) if path.is_file() else {}
-    if made.get("do_sample") is False:
-        return {"temperature": 0.0}
-    told = {name: made[name] for name in _DEFAULTS if made.get(name) is not None}
-    return told or dict(_DEFAULTS)
 
 
 def _answer_once(conversation: Conversation, question: str, *, verbose: bool) -> None:

@@ -16,7 +16,7 @@ VIT = {**SIZES, "image_size": 22, "patch_size": 5, "num_channels": 3}
 BERT = {**SIZES, "vocab_size": 61, "max_position_embeddings": 24, "type_vocab_size": 2}
 
 
-def make(kind: str, settings: dict[str, object], folder):
+def make(kind: str, settings: dict[str, int], folder):
     torch.manual_seed(0)
     oracle = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **settings)).float().eval()
     with torch.no_grad():

@@ -101,8 +101,8 @@ def test_the_golden_text_comes_over_http(artifact, assets):
     expected = json.loads((assets / "stories260k" / "expected_outputs.json").read_text())["greedy_200"]
     command = [sys.executable, "-m", "mlc", "serve", "-m", str(artifact), "-p", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
     try:
-        assert server.stdout is not None
         url = next(m[0] for line in server.stdout if (m := re.search(r"http://[\d.]+:\d+/v1", line)))
         client = openai.OpenAI(base_url=url, api_key="none", timeout=60, max_retries=0)
         name = client.models.list().data[0].id
