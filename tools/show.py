@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from mlc.errors import InputError
 
-_SHOWN_POINTERS = 6
 _NOISE = re.compile(r"\s+\.(cfi_|loc\b|p2align|file)|\.L(tmp|func_)\w*:|\s*#")
 
 
@@ -36,9 +35,14 @@ class KernelUse:
     when: str
 
 
-def call_rows(calls: Sequence[Call]) -> list[tuple[str, str, str, str, str]]:
-    """(number, op, kernel, when it is made, what it points at) of each call."""
-    return [(str(i), c.op, c.kernel, condition(c), _pointers(c)) for i, c in enumerate(calls)]
+def call_lines(calls: Sequence[Call]) -> list[str]:
+    """One line for each call: `3 linear: kernel(what it points at) if n = 1`."""
+    width = len(str(len(calls) - 1))
+    return [
+        f"{i:>{width}} {c.op}: {c.kernel}({', '.join(map(_pointer, c.pointers))})"
+        + ("" if c.guard is None else f" if {condition(c)}")
+        for i, c in enumerate(calls)
+    ]
 
 
 def kernel_uses(names: Sequence[str], calls: Sequence[Call]) -> list[KernelUse]:
@@ -67,11 +71,6 @@ def condition(call: Call) -> str:
     if call.guard.high == (1 << 31) - 1:
         return f"{size} >= {call.guard.low}"
     return f"{call.guard.low} <= {size} <= {call.guard.high}"
-
-
-def _pointers(call: Call) -> str:
-    shown = [_pointer(ref) for ref in call.pointers[:_SHOWN_POINTERS]]
-    return ", ".join([*shown, "…"] if len(call.pointers) > _SHOWN_POINTERS else shown)
 
 
 def _pointer(ref: Any) -> str:

@@ -1,6 +1,6 @@
 """Looks at a trained bundled model through transformers: `python -m mlc.tools.train_bundled.evaluate mlc/bundled`.
 
-Prints the held-out loss, how many held-out questions of each topic get exactly the expected answer, and the answers to
+Prints the held-out loss, how many held-out topics of each kind get exactly the expected answers, and the answers to
 the documented prompts. `--write` stores those in `prompts.json`, which the tests of every backend compare with.
 """
 
@@ -36,7 +36,7 @@ DOCUMENTED: list[tuple[str, list[str]]] = [
     ("", ["Which day comes after Monday?"]),
     ("", ["Tell me a story about a fox."]),
     ("", ["Tell me a joke."]),
-    ("", ["My name is Ada.", "What is the colour of the sky?", "What is my name?"]),
+    ("", ["My name is Ada."]),
     ("", ["Write a program in Python."]),
     ("Answer in one word.", ["What is the capital of Japan?"]),
     ("You are a pirate.", ["How many legs does a spider have?"]),
@@ -72,19 +72,20 @@ def documented_answers(model: LlamaForCausalLM, tokenizer: Tokenizer) -> list[di
 
 
 def exact_answers(model: LlamaForCausalLM, tokenizer: Tokenizer, *, seed: int, count: int) -> dict[str, float]:
-    """Share of held-out questions per topic whose expected answer is what greedy decoding gives, token for token.
+    """Share of held-out topics of each kind in which greedy decoding gives every expected answer, token for token.
 
-    Topics with dice in the answer (stories, lists, jokes) score low by nature.
+    A topic has one to four questions, and all must be right. Dice in the answer (stories, lists, jokes) score low by
+    nature.
     """
     shares: dict[str, float] = {}
     for make, _ in TOPIC_WEIGHTS:
         rng = random.Random(f"exact-{seed}")
         right = 0
         for _ in range(count):
-            first = held_out_topic(rng, make)[0]
             told = [
-                {"role": "user", "content": first.user},
-                {"role": "assistant", "content": first.answer.replace("NAME", MODEL_NAME)},
+                {"role": role, "content": content.replace("NAME", MODEL_NAME)}
+                for exchange in held_out_topic(rng, make)
+                for role, content in (("user", exchange.user), ("assistant", exchange.answer))
             ]
             [(ids, learn)] = encode(tokenizer, [told])
             with torch.no_grad():
@@ -98,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=100, help="held-out questions per topic")
+    parser.add_argument("--count", type=int, default=100, help="held-out topics of each kind")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="store the documented prompts and answers in the folder")
     args = parser.parse_args()
