@@ -232,7 +232,7 @@ def _write_texts(work: Path, model: Model, program: Program, folded: Folded) -> 
     (work / f"weights-{program.name}.ir").write_text(f"{folded.conversion}\n")
     path = model.checkpoint.path
     if path.is_file():
-        from mlc.runtime.tokenizer_gguf import write_tokenizer
+        from mlc.frontend.checkpoints.gguf_tokenizer import write_tokenizer
 
         write_tokenizer(model.checkpoint.metadata(), work)
         (work / "config.json").write_text(json.dumps(dict(model.raw), indent=1))

@@ -21,7 +21,7 @@ from mlc.errors import BadCheckpoint, InvalidRequest
 
 from .meter import METER, Meter
 from .sandbox import SandboxEnvironment
-from .specials import Specials
+from .specials import Specials, unescape_marks
 from .tokenizer import Tokenizer, read_object
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
@@ -31,7 +31,7 @@ OPTIONS = frozenset(
 _OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"})
 
 MAX_SOURCE = 100_000  # characters of a template; the longest known has 25 000
-_SECONDS = 5.0  # of processor time
+SECONDS = 5.0  # of processor time
 
 
 class ChatTemplate:
@@ -103,7 +103,7 @@ class ChatTemplate:
             "documents": variables.get("documents"),
             "add_generation_prompt": add_generation_prompt,
         }
-        token = METER.set(Meter(variables, _SECONDS))
+        token = METER.set(Meter(variables, SECONDS))
         try:
             return self._template.render(variables)
         except jinja2.TemplateError as error:
@@ -158,9 +158,8 @@ def _find_source(folder: Path) -> str | None:
             named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
             source = named.get("default")
             if source is None:
-                raise BadCheckpoint(
-                    f"{folder / name} has no chat template named default, only {sorted(map(str, named))}"
-                )
+                names = ", ".join(sorted(map(str, named)))
+                raise BadCheckpoint(f"{folder / name} has no chat template named default, only {names}")
         if source is not None and not isinstance(source, str):
             raise BadCheckpoint(f"{folder / name}: chat_template must be a string or a list of named ones")
         if source:
@@ -192,10 +191,9 @@ def tojson(
     if (len(indent) if isinstance(indent, str) else indent or 0) > 16:
         raise jinja2.TemplateError("tojson is given an indent above 16")
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    if indent is None:
-        return encoder.encode(value)
     parts = []
-    for part in encoder.iterencode(value):  # depth times indent for each element
-        meter.spend(len(part))
+    for part in encoder.iterencode(value) if indent else [encoder.encode(value)]:
+        meter.spend(len(part))  # an indent comes once for each level around each element
         parts.append(part)
-    return "".join(parts)
+    text = "".join(parts)
+    return unescape_marks(text) if ensure_ascii else text

@@ -17,7 +17,7 @@ from jinja2.exceptions import SecurityError
 STEP = 8  # units of the smallest operation
 CONTAINER = 64  # units of a list or mapping, its elements apart
 ELEMENT = 16  # units of an element that is made; one that is only copied costs COPY
-COPY = 2
+COPY = 4
 BASE, PER_UNIT = 1 << 24, 256  # the budget: a base, and so many units for each unit of what the template is given
 _LOOK = 1 << 15  # units between two looks at the clock
 _REMEMBERED = 4096  # weights kept of containers that the template makes
@@ -49,7 +49,7 @@ class Meter:
                 raise SecurityError("it takes too long")
 
     def weight(self, value: Any) -> int:
-        """Units that going through all of `value` takes, shared parts counted each time. Bounded by the budget.
+        """Units that going through all of `value` takes, shared parts counted each time; it may be astronomic.
 
         Weights of containers are remembered: the sandbox lets nobody change one.
         """
@@ -62,16 +62,12 @@ class Meter:
 
     def made(self, value: Any) -> Any:
         """Pay for a value that an operation has made; returns it."""
-        if isinstance(value, (list, tuple, dict)):
+        if isinstance(value, (list, tuple)):
             self.spend(CONTAINER + COPY * len(value))
+        elif isinstance(value, dict):
+            self.spend(CONTAINER + ELEMENT * len(value))
         elif isinstance(value, str):
             self.spend(len(value))
-        return value
-
-    def nested(self, value: Any) -> Any:
-        """Pay for a container that was put around others, so that nesting cannot multiply without measure."""
-        self.spend(CONTAINER + ELEMENT * len(value))
-        self.weight(value)
         return value
 
     def counted(self, values: Iterable[Any]) -> Iterator[Any]:
@@ -101,8 +97,6 @@ class Meter:
         for part in parts:
             known = self._given.get(id(part)) or self._made.get(id(part))
             total += ELEMENT + (known[1] if known else self._weigh(part, memory))
-        if total > self.budget:
-            raise SecurityError(f"it builds a value of more than {self.budget} units")
         memory[id(value)] = value, total
         if memory is self._made and len(memory) > _REMEMBERED:
             memory.popitem(last=False)

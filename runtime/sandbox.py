@@ -25,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-from .meter import CONTAINER, ELEMENT, METER, STEP
+from .meter import CONTAINER, COPY, ELEMENT, METER, STEP
 
 _MAX_BITS = 4096  # of an integer
 _MAX_WIDTH = 1000  # of padding, indentation and digits
@@ -35,10 +35,15 @@ _FILTERS = (
     "length list lower map max min reject rejectattr replace reverse round safe select selectattr sort string sum "
     "title trim truncate unique upper urlencode wordcount"
 )
-_DEEP = (  # filters and tests that look into the elements of what they are given
-    "dictsort e escape format groupby join max min replace sort string unique urlencode "
-    "== eq equalto != ne in < lt lessthan <= le > gt greaterthan >= ge"
+# filters and tests that do not look into the elements of what they are given; all others may
+_SHALLOW = (
+    "attr count d default first float int items last length list map reject rejectattr reverse select selectattr sum"
 )
+_SHALLOW_TESTS = (
+    "boolean callable defined escaped false filter float integer iterable mapping none number sameas sequence string test "
+    "true undefined"
+)
+_NUMERIC = ("abs", "round", "is divisibleby", "is even", "is odd")  # of a text they would make a format or a product
 _STR_METHODS = (
     "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit isidentifier islower "
     "isnumeric isspace istitle isupper join ljust lower lstrip partition removeprefix removesuffix replace rfind "
@@ -64,8 +69,8 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
         self.finalize = _finalize
         self.filters = {name: _metered(name, self.filters[name]) for name in _FILTERS.split()}
         self.filters |= {"_each": _each, "_step": _step, "_text": _concatenated}
-        self.filters |= {"_made": _made, "_nested": _nested, "_seen": _seen}
-        self.tests = {name: _metered(name, test) for name, test in self.tests.items()}
+        self.filters |= {"_made": _made, "_seen": _seen}
+        self.tests = {name: _metered(f"is {name}", test) for name, test in self.tests.items()}
         known = ("range", "cycler", "joiner")
         self.globals = {name: self.globals[name] for name in known} | {"dict": _dict, "namespace": _Namespace}
 
@@ -84,7 +89,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
             _check_percent(left)
             meter.spend(len(left) + left.count("%") * (_MAX_WIDTH + meter.weight(right)))
         if operator == "+" and isinstance(left, (str, list, tuple)) and isinstance(right, type(left)):
-            meter.spend(len(left) + len(right))
+            meter.spend((1 if isinstance(left, str) else COPY) * (len(left) + len(right)))
         if isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * max(1, right) if operator == "**" else left.bit_length() + right.bit_length()
             if bits > _MAX_BITS:
@@ -96,7 +101,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        METER.get().spend(STEP)
+        METER.get().spend(STEP + METER.get().weight(argument))  # it is hashed, or named in an error
         return super().getitem(obj, argument)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
@@ -158,13 +163,18 @@ class _Rewriter(NodeTransformer):
 
     def visit_List(self, node: nodes.List | nodes.Dict) -> nodes.Node:
         self.generic_visit(node)
-        return _filter(node, "_nested")
+        return _filter(node, "_made")
 
     visit_Dict = visit_List
 
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:
+        self.generic_visit(node)
+        node.key = _filter(node.key, "_seen")  # its hash looks at all of it
+        return node
+
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         self.generic_visit(node)
-        return _filter(node, "_nested") if node.ctx == "load" else node
+        return _filter(node, "_made") if node.ctx == "load" else node
 
     def visit_TemplateData(self, node: nodes.TemplateData) -> nodes.Node:
         return nodes.Const(node.data, lineno=node.lineno)  # goes through `finalize`, as constants do
@@ -203,13 +213,8 @@ def _made(_: Context, value: Any) -> Any:
 
 
 @pass_context
-def _nested(_: Context, value: Any) -> Any:
-    return METER.get().nested(value)
-
-
-@pass_context
 def _seen(_: Context, value: Any) -> Any:
-    """An operand of a comparison, which may look at all of it."""
+    """A value that is compared or hashed, which may look at all of it."""
     METER.get().spend(STEP + METER.get().weight(value) // 8)
     return value
 
@@ -218,15 +223,15 @@ def _seen(_: Context, value: Any) -> Any:
 
 
 def _metered(name: str, function: Any) -> Callable[..., Any]:
-    """A filter or test that pays for what it is given and what it makes. Keeps jinja's marks of `function`."""
+    """The filter `name`, or the test `is name`, paying for what it is given and makes. Keeps jinja's marks."""
     first = 1 if hasattr(function, "jinja_pass_arg") else 0
-    deep = name in _DEEP.split()
+    shallow = name in _SHALLOW.split() or name.removeprefix("is ") in _SHALLOW_TESTS.split()
 
     @functools.wraps(function)
     def metered(*args: Any, **kwargs: Any) -> Any:
         meter = METER.get()  # there is none while a template is compiled, so nothing is computed then
         values = tuple(_taken(arg) for arg in args[first:])
-        measure = meter.weight if deep else meter.size
+        measure = meter.size if shallow else meter.weight
         meter.spend(STEP + sum(map(measure, values)) + sum(map(measure, kwargs.values())))
         _pay_filter(name, values, kwargs)
         return meter.made(function(*args[:first], *values, **kwargs))
@@ -243,6 +248,8 @@ def _pay_filter(name: str, values: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     """What a filter costs beyond the size of its arguments."""
     meter = METER.get()
     others = (*values[1:], *kwargs.values())
+    if name in _NUMERIC and not isinstance(values[0], (int, float)):
+        raise SecurityError(f"{name} is given a {type(values[0]).__name__}; it takes a number")
     longest = max((len(v) for v in others if isinstance(v, str)), default=0)
     match name:
         case "replace":
@@ -303,9 +310,8 @@ def _check_format(pattern: str) -> int:
 
 
 def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    table = dict(*map(_taken, args), **kwargs)
-    METER.get().nested(table)
-    return table
+    METER.get().spend(sum(map(METER.get().weight, args)))
+    return dict(*map(_taken, args), **kwargs)
 
 
 class _Namespace(Namespace):

@@ -112,5 +112,10 @@ def unshield(text: str) -> str:
     return _MARKS.sub(lambda m: _ESCAPE if m[1] else chr(int(m[2], 16)) if m[2] else "", text)
 
 
+def unescape_marks(text: str) -> str:
+    """JSON text in ASCII with the marks themselves instead of their escapes, so that `unshield` finds them."""
+    return re.sub(r"\\(?:ufdd([0-3])|.)", lambda m: chr(0xFDD0 + int(m[1])) if m[1] else m[0], text)
+
+
 def _touches_word(text: str, start: int, stop: int) -> bool:
     return bool(re.match(r"\w", text[max(0, start - 1) : start]) or re.match(r"\w", text[stop : stop + 1]))

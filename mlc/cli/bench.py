@@ -237,7 +237,7 @@ def _profile(folder: Path, depth: int, threads: int | None, max_context: int | N
         )
     output.print_table(table)
     print(
-        f"one decode step at depth {depth}, threads: {model.executor.threads}: {1e6 * step_seconds:.0f} µs as one native "
+        f"one decode step, depth {depth}, threads {model.executor.threads}: {1e6 * step_seconds:.0f} µs as one native "
         f"call; its {len(timed)} calls one by one: {1e6 * whole:.0f} µs, and {1e6 * launch:.1f} µs to launch each"
     )
 

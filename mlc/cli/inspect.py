@@ -165,20 +165,18 @@ def _show_kernel(folder: Path, name: str) -> None:
 
 def _show_program(folder: Path, *, calls: bool) -> None:
     from mlc.backends.artifact import read_manifest, read_program
-    from mlc.tools.show import call_rows, kernel_uses
+    from mlc.tools.show import call_lines, kernel_uses
 
     manifest = read_manifest(folder)
     for name in manifest.programs:
         program = read_program(folder, name)
         if calls:
-            table = output.table("#", "op", "kernel", "when", "reads and writes")
-            for row in call_rows(program.calls):
-                table.add_row(*row)
+            output.print_lines(call_lines(program.calls))
         else:
             table = output.table("kernel", "op", "calls >", "when")
             for use in kernel_uses(program.kernels, program.calls):
                 table.add_row(use.name, ", ".join(use.ops), str(use.calls), use.when)
-        output.print_table(table)
+            output.print_table(table)
         output.note(
             f"program {name}: {len(program.calls)} calls of {len(program.kernels)} kernels, "
             f"{output.size(program.arena)} of intermediate results. Assembly: mlc show {folder} --kernel NAME"

@@ -52,13 +52,18 @@ MaxSequences: TypeAlias = Annotated[
 Threads: TypeAlias = Annotated[
     int | None,
     typer.Option(
-        "--threads", help="Threads of the engine. Default: the cores.", show_default=False, rich_help_panel=_ENGINE
+        "--threads",
+        min=1,
+        help="Threads of the engine. Default: the cores.",
+        show_default=False,
+        rich_help_panel=_ENGINE,
     ),
 ]
 MaxContext: TypeAlias = Annotated[
     int | None,
     typer.Option(
         "--max-context",
+        min=1,
         help="Most tokens of one conversation. Default: the model's, at most 8192.",
         show_default=False,
         rich_help_panel=_ENGINE,

@@ -132,7 +132,10 @@ def table(*columns: str, boxed: bool = False) -> Table:
         grid.add_column(style="bold", no_wrap=True)
         grid.add_column(overflow="fold")
         return grid
-    result = Table(box=SQUARE if boxed else SIMPLE_HEAD, pad_edge=boxed, show_edge=boxed)
+    if boxed:
+        result = Table(box=SQUARE)
+    else:
+        result = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
         numbers = name.endswith(" >")
         result.add_column(name.removesuffix(" >"), justify="right" if numbers else "left", overflow="fold")

@@ -43,6 +43,7 @@ def serve(
         int | None,
         typer.Option(
             "--kv-tokens",
+            min=1,
             help="Tokens of KV cache for all requests together. Default: twice --max-context.",
             show_default=False,
             rich_help_panel="Engine",

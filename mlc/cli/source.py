@@ -42,6 +42,8 @@ def artifact(subject: str | None, quant: str, target: str) -> Path:
     from mlc.cache import prepare
     from mlc.options import Options
 
+    if subject is not None and is_artifact(Path(subject)) and (quant, target) != ("none", "host"):
+        raise BadConfig(f"{subject} is compiled, so --quant and --target come too late; give the checkpoint instead")
     with output.phases(f"compiling {subject or 'the bundled model'}") as progress:
         return prepare(subject, Options(quant=quant, target=target), progress, output.note)
 

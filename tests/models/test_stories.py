@@ -18,10 +18,10 @@ from safetensors.numpy import save_file
 
 from mlc.backends.module import open_module
 from mlc.frontend.checkpoints.folder import open_checkpoint
+from mlc.frontend.checkpoints.gguf_tokenizer import write_tokenizer
 from mlc.runtime.engine import Engine
 from mlc.runtime.sampling import SamplingParams
 from mlc.runtime.tokenizer import Tokenizer
-from mlc.runtime.tokenizer_gguf import write_tokenizer
 
 BOS = 1
 

@@ -29,7 +29,11 @@ TOOLS = [
         },
     }
 ]
-CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Köln", "x": 1.5}}}
+CALL = {
+    "id": "abcdefghi",
+    "type": "function",
+    "function": {"name": "get_weather", "arguments": {"city": "Köln", "x": 1.5}},
+}
 CONVERSATIONS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "Hi"}],
     [
@@ -66,22 +70,21 @@ def test_real_templates_render_as_in_transformers(assets: Path) -> None:
     for path in sorted((assets / "chat-templates").rglob("*.jinja")):
         source = path.read_text(encoding="utf-8")
         template = ChatTemplate(source, "<s>", "</s>")
-        for conversation in CONVERSATIONS:
-            for tools in (None, TOOLS):
-                try:
-                    ours = template.render(conversation, tools=tools)
-                except InvalidRequest:
-                    ours = None
-                try:
-                    (theirs,), _ = render_jinja_template(
-                        [conversation], tools=tools, chat_template=source, add_generation_prompt=True,
-                        bos_token="<s>", eos_token="</s>",
-                    )  # fmt: skip
-                except Exception:
-                    theirs = None
-                assert ours == theirs, (path.name, conversation)
-                equal += ours is not None
-    assert equal > 600
+        for conversation, tools in zip(CONVERSATIONS, (None, TOOLS, TOOLS, None), strict=True):
+            try:
+                ours = template.render(conversation, tools=tools)
+            except InvalidRequest:
+                ours = None
+            try:
+                (theirs,), _ = render_jinja_template(
+                    [conversation], tools=tools, chat_template=source, add_generation_prompt=True,
+                    bos_token="<s>", eos_token="</s>",
+                )  # fmt: skip
+            except Exception:
+                theirs = None
+            assert ours == theirs, (path.name, conversation)
+            equal += ours is not None
+    assert equal > 300
 
 
 # files and special tokens
@@ -128,7 +131,9 @@ def test_a_conversation_becomes_tokens(folder: Path) -> None:
     ],
 )
 def test_a_message_cannot_write_special_tokens(folder: Path, content: Any) -> None:
-    source = CHATML.replace("{{ m.content | trim }}", "{{ m.content if m.content is string else m.content | join('', 'text') }}")
+    source = CHATML.replace(
+        "{{ m.content | trim }}", "{{ m.content if m.content is string else m.content | join('', 'text') }}"
+    )
     (folder / "chat_template.jinja").write_text(source)
     tokenizer = Tokenizer.open(folder)
     template = ChatTemplate.open(folder, tokenizer)
@@ -145,19 +150,24 @@ def test_neither_tools_nor_arguments_nor_options_can_write_special_tokens(folder
     source = "{{ messages | tojson }}{{ tools | tojson(ensure_ascii=True) }}{{ enable_thinking }}{{ date_string }}"
     template = ChatTemplate(source, specials=tokenizer.specials)
     evil = "<|im_end|>"
-    messages = [{"role": "assistant", "tool_calls": [{"function": {"name": evil, "arguments": {evil: [evil]}}}], evil: 1}]
-    text = template.render(messages, tools=[{"x": evil}], kwargs={"date_string": evil})
-    ids = tokenizer.encode_chat(text)
+    text = "\\ufdd0 \ufdd0 \\"  # an escape that the user typed is no mark
+    messages = [
+        {"role": "assistant", "tool_calls": [{"function": {"name": evil, "arguments": {evil: [evil]}}}], evil: 1}
+    ]
+    ids = tokenizer.encode_chat(template.render(messages, tools=[{"x": evil + text}], kwargs={"date_string": evil}))
     assert max(ids) < 256
-    assert tokenizer.decode(ids) == f'{json.dumps(messages)}{json.dumps([{"x": evil}])}{evil}'
+    tools = json.dumps([{"x": evil + text}]).replace(" \\ufdd0", " \ufdd0")
+    assert tokenizer.decode(ids) == f"{json.dumps(messages)}{tools}{evil}"
 
 
 def test_a_template_sees_messages_as_they_are_but_for_special_tokens(folder: Path) -> None:
     specials = Tokenizer.open(folder).specials
-    source = "{% for m in messages %}{{ m.content.split('</think>')[-1] ~ m.content.startswith('<b') ~ m.content | length }}{% endfor %}"
-    content = "<b>x</think>\ny <|im_start "
-    plain, shielded = (ChatTemplate(source, specials=s).render([{"role": "user", "content": content}]) for s in (None, specials))
-    assert plain == shielded == f"\ny <|im_start True{len(content)}"
+    source = """{% for m in messages -%}
+        {{ m.content.split('</think>')[-1] ~ m.content.startswith('<b') ~ m.content | length }}
+    {%- endfor %}"""
+    messages = [{"role": "user", "content": "<b>x</think>\ny <|im_start |x"}]
+    plain, shielded = (ChatTemplate(source, specials=s).render(messages) for s in (None, specials))
+    assert plain == shielded == "\ny <|im_start |xTrue28"
 
 
 def test_the_template_file_wins_over_the_config(folder: Path) -> None:
@@ -168,10 +178,11 @@ def test_the_template_file_wins_over_the_config(folder: Path) -> None:
 
 def test_the_default_of_several_templates_is_taken(folder: Path) -> None:
     config = folder / "tokenizer_config.json"
-    config.write_text(json.dumps({"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]}))
+    both = [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]
+    config.write_text(json.dumps({"chat_template": both}))
     template = ChatTemplate.open(folder)
     assert template is not None and template.render([]) == "d"
-    config.write_text(json.dumps({"chat_template": [{"name": "rag", "template": "r"}]}))
+    config.write_text(json.dumps({"chat_template": both[:1]}))
     with pytest.raises(BadCheckpoint, match="no chat template named default, only rag"):
         ChatTemplate.open(folder)
     config.write_text(json.dumps({"chat_template": 7}))
@@ -226,7 +237,8 @@ def test_what_a_template_refuses_is_told_in_its_own_words() -> None:
 def test_functions_of_transformers_are_there() -> None:
     template = ChatTemplate(
         "{{ strftime_now('%d %B %Y') }}{% generation %}g{% endgeneration %}"
-        "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}"
+        "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i == 3 %}{% break %}{% endif %}{{ i }}"
+        "{% endfor %}"
         "{{ tools | tojson }}{{ documents }}",
         now=lambda: datetime(2024, 7, 4),
     )

@@ -10,7 +10,9 @@ SPECIALS = Specials(SpecialToken(content, id) for id, content in enumerate(CONTE
 
 # texts made of pieces of special tokens, of the marks themselves, and of anything
 PIECES = [c[a:b] for c in CONTENTS for a in range(len(c)) for b in range(a + 1, len(c) + 1)]
-TEXT = st.lists(st.sampled_from([*PIECES, *CONTENTS * 9, "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3", "000041", " "]) | st.text())
+TEXT = st.lists(
+    st.sampled_from([*PIECES, *CONTENTS * 9, "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3", "000041", " "]) | st.text()
+)
 
 
 def found(text: str) -> list[int]:
@@ -33,6 +35,15 @@ def test_shielded_text_holds_no_special_token(text: str) -> None:
 def test_neighbours_cannot_complete_a_special_token(texts: list[str], trim: bool) -> None:
     shielded = [SPECIALS.shield(text) for text in texts]
     assert found("".join(text.strip() if trim else text for text in shielded)) == []
+
+
+def test_a_template_cannot_complete_what_a_message_began_nor_the_other_way_round() -> None:
+    for id, content in enumerate(CONTENTS):
+        for i in range(1, len(content)):
+            head, tail = content[:i], content[i:]
+            for blank in ("", " "):
+                assert id not in found(SPECIALS.shield(head + blank).rstrip() + tail)
+                assert id not in found(head + SPECIALS.shield(blank + tail).lstrip())
 
 
 @given(st.lists(TEXT.map("".join), min_size=1, max_size=4))

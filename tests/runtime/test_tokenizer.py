@@ -14,17 +14,17 @@ from tokenizers import AddedToken, Regex, pre_tokenizers
 
 from mlc.errors import BadCheckpoint, InputError, InvalidRequest, UnsupportedModel
 from mlc.frontend.checkpoints.gguf import Gguf
+from mlc.frontend.checkpoints.gguf_tokenizer import WORDS, write_tokenizer
 from mlc.runtime.tokenizer import Tokenizer
-from mlc.runtime.tokenizer_gguf import WORDS, write_tokenizer
 
 VOCABULARIES = {
     name: f"llama.cpp-vocabs/ggml-vocab-{name}.gguf" for name in ("llama-spm", "phi-3", "gpt-2", "deepseek-coder")
 } | {"stories260k": "stories260k/stories260K-f32.gguf"}
 
 TEXTS = [
-    "", " ", "  ", "Hello world", " Hello  world ", "\n\n\t x", "naïve café — 你好世界 🦙👩\u200d👩\u200d👧", "3.14159 ½",
-    "1000000", "a" * 50, "def f(x):\n    return x**2  # ok\n", "<s></s><|endoftext|><|im_end|>", "▁x<0x0A>",
-    "e\u0301\u200d\u0000", "\u017f's I'LL it\u017f",
+    "", " ", "  ", "Hello world", " Hello  world ", "\n\n\t x", "naïve café — 你好世界 🦙👩\u200d👩\u200d👧",
+    "3.14159 ½", "1000000", "a" * 50, "def f(x):\n    return x**2  # ok\n", "<s></s><|endoftext|><|im_end|>",
+    "▁x<0x0A>", "e\u0301\u200d\u0000", "\u017f's I'LL it\u017f",
 ]  # fmt: skip
 
 
@@ -365,6 +365,19 @@ def wrong() -> Iterator[tuple[dict[str, Any], type[Exception], str]]:
 def test_wrong_metadata_is_named(tmp_path: Path, table: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         write_tokenizer(table, tmp_path)
+
+
+def test_llama_3_takes_a_word_that_is_a_token_whole(tmp_path: Path) -> None:
+    words = {
+        "tokens": ["a", "b", "ab", "aba"],
+        "scores": None,
+        "token_type": None,
+        "merges": ["a b"],
+        "bos_token_id": None,
+    }
+    for pre, ids in {"llama-bpe": [3], "qwen2": [2, 0]}.items():
+        write_tokenizer({k: v for k, v in metadata(model="gpt2", pre=pre, **words).items() if v is not None}, tmp_path)
+        assert Tokenizer.open(tmp_path).encode("aba") == ids
 
 
 def test_flags_of_the_metadata_reach_the_tokenizer(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from mlc.backends.program import Call, Guard, Ref
 from mlc.errors import InputError
-from mlc.tools.show import call_rows, function, kernel_uses
+from mlc.tools.show import call_lines, function, kernel_uses
 
 CALLS = (
     Call("linear", "one", (Ref("arena", "", 64), Ref("weight", "w.q")), (("n",),), guard=Guard(("n",), 1, 1)),
@@ -38,11 +38,12 @@ scale_compute_:
 """
 
 
-def test_calls_say_when_they_are_made_and_what_they_touch() -> None:
-    rows = call_rows(CALLS)
-    assert rows[0] == ("0", "linear", "one", "n = 1", "arena+64, weight w.q")
-    assert [row[3] for row in rows] == ["n = 1", "2 <= n <= 16", "n*3 >= 17", "always", "n = 1"]
-    assert rows[2][4].endswith("step slots, …") and rows[2][4].count("step slots") == 6
+def test_calls_say_what_they_touch_and_when_they_are_made() -> None:
+    lines = call_lines(CALLS)
+    assert lines[0] == "0 linear: one(arena+64, weight w.q) if n = 1"
+    assert lines[1].endswith(" if 2 <= n <= 16")
+    assert lines[2].startswith("2 linear: many(step slots, ") and lines[2].endswith(") if n*3 >= 17")
+    assert lines[3] == "3 add: sum(output 0)"
 
 
 def test_kernels_are_listed_with_their_calls_even_those_nobody_calls() -> None:
