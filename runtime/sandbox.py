@@ -40,8 +40,8 @@ _SHALLOW = (
     "attr count d default first float int items last length list map reject rejectattr reverse select selectattr sum"
 )
 _SHALLOW_TESTS = (
-    "boolean callable defined escaped false filter float integer iterable mapping none number sameas sequence string test "
-    "true undefined"
+    "boolean callable defined escaped false filter float integer iterable mapping none number sameas sequence string "
+    "test true undefined"
 )
 _NUMERIC = ("abs", "round", "is divisibleby", "is even", "is odd")  # of a text they would make a format or a product
 _STR_METHODS = (
