@@ -225,7 +225,8 @@ def _seen(_: Context, value: Any) -> Any:
 def _metered(name: str, function: Any) -> Callable[..., Any]:
     """The filter `name`, or the test `is name`, paying for what it is given and makes. Keeps jinja's marks."""
     first = 1 if hasattr(function, "jinja_pass_arg") else 0
-    shallow = name in _SHALLOW.split() or name.removeprefix("is ") in _SHALLOW_TESTS.split()
+    kind = _SHALLOW_TESTS if name.startswith("is ") else _SHALLOW
+    shallow = name.removeprefix("is ") in kind.split()
 
     @functools.wraps(function)
     def metered(*args: Any, **kwargs: Any) -> Any:

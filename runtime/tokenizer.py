@@ -117,7 +117,7 @@ class Tokenizer:
 
     def _ids(self, text: str, *, first: bool) -> list[int]:
         """The ids of ordinary text. `first`: it is what a text begins with, which some tokenizers mark by a blank."""
-        backend = self._backend
+        backend = self._backend if first else self._later
         ids: list[int] = backend.encode(text, add_special_tokens=False).ids
         return ids
 
