@@ -35,6 +35,7 @@ def _gelu_tanh(lanes: int, x: Expr) -> Expr:
 FUNCTIONS: dict[str, tuple[int, Function]] = {
     "add": (2, lambda n, a, b: a + b),
     "mul": (2, lambda n, a, b: a * b),
+    "div": (2, lambda n, a, b: a / b),
     "silu": (1, _silu),
     "gelu": (1, lambda n, x: gelu(x, n)),
     "gelu_tanh": (1, _gelu_tanh),

@@ -150,6 +150,8 @@ class Terminal:
         self.seen = ""
 
     def type(self, text: str) -> None:
+        """At the next prompt: what is typed before that is for the terminal's own line editor."""
+        self.wait_for("\x1b[?2004h")
         os.write(self.ours, text.encode())
 
     def wait_for(self, text: str, seconds: float = 60.0) -> None:
@@ -165,9 +167,13 @@ class Terminal:
         self.seen = self.seen.partition(text)[2]
 
     def close(self) -> int:
-        code = self.process.wait(30)
-        os.close(self.ours)
-        return code
+        """The exit code."""
+        try:
+            return self.process.wait(60)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            os.close(self.ours)
 
 
 def test_a_conversation_at_a_terminal(tiny: Path, environment: dict[str, str], tmp_path: Path) -> None:
@@ -188,7 +194,6 @@ def test_a_conversation_at_a_terminal(tiny: Path, environment: dict[str, str], t
 
 def test_ctrl_c_at_the_prompt_leaves(tiny: Path, environment: dict[str, str]) -> None:
     terminal = Terminal(["run", "-m", str(tiny)], environment)
-    terminal.wait_for("\x1b[?2004h")  # the prompt is up
     terminal.type("\x03")
     assert terminal.close() == 0
 

@@ -54,8 +54,9 @@ def test_greedy_tokens_equal_transformers(variant, checkpoint, compiled, runner,
     assert generate(model, [PROMPT], 64, max_step_tokens=5, max_sequences=2) == [expected], "chunked prefill"
 
 
-def test_mixed_lengths_and_shared_prefixes_give_the_same_tokens(checkpoint, compiled, runner, generate):
-    case = checkpoint("qwen3")
+@pytest.mark.parametrize("variant", ["llama", "mistral_window", "qwen2", "qwen3"])
+def test_mixed_lengths_and_shared_prefixes_give_the_same_tokens(variant, checkpoint, compiled, runner, generate):
+    case = checkpoint(variant)
     model = runner(compiled(case.folder)).model
     prompts = [PROMPT[:5], PROMPT, [*LONG[:64], 7], [*LONG[:64], 8, 9], LONG[:40]]
     expected = [case.greedy(p, 24) for p in prompts]

@@ -7,9 +7,9 @@ from mlc.ir import ops as o
 
 from ...lowering import lowers, rows_of, size_of
 from ..norm import add_rms_norm, layer_norm, rms_norm
-from ..pointwise import glu, pointwise
+from ..pointwise import cast, glu, pointwise
 from ..rows import Rows
-from .context import CpuLowering, width
+from .context import TIR, CpuLowering, width
 
 
 @lowers(o.rms_norm, "cpu")
@@ -36,6 +36,7 @@ def _layer_norm(x: CpuLowering, node: Node) -> None:
 
 @lowers(o.add, "cpu")
 @lowers(o.mul, "cpu")
+@lowers(o.div, "cpu")
 def _binary(x: CpuLowering, node: Node) -> None:
     """The second operand may be the end of the first's shape: its rows then repeat."""
     a, b = (v.tensor for v in node.inputs)
@@ -64,6 +65,13 @@ def _unary(x: CpuLowering, node: Node) -> None:
 def _swiglu(x: CpuLowering, node: Node) -> None:
     pointers = {**x.named(node, "x"), "y": x.result(node.output)[""]}
     x.row_call(node, glu("swiglu", width(node.output), x.isa), pointers, rows_of(node.output.tensor))
+
+
+@lowers(o.cast, "cpu")
+def _cast(x: CpuLowering, node: Node) -> None:
+    kernel = cast(width(node.output), TIR[node.inputs[0].tensor.dtype], TIR[node.text("dtype")], x.isa)
+    pointers = {**x.named(node, "x"), "y": x.result(node.output)[""]}
+    x.row_call(node, kernel, pointers, rows_of(node.output.tensor))
 
 
 @lowers(o.columns, "cpu")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from mlc.ir import Node
+import math
+
+from mlc.ir import Dim, Node
 from mlc.ir import ops as o
 
 from ...lowering import fixed, lowers, size_of
-from ..pointwise import mean_rows, prepend_row, take_rows, take_token
+from ..pointwise import copy_rows, mean_rows, prepend_row, take_rows, take_token
 from .context import TIR, CpuLowering, width
 
 
@@ -19,11 +21,22 @@ def _same_memory(x: CpuLowering, node: Node) -> None:
 @lowers(o.take_rows, "cpu")
 def _take_rows(x: CpuLowering, node: Node) -> None:
     t = node.inputs[0].tensor
-    row = 1
-    for dim in t.shape[1:]:
-        row *= fixed(dim)
+    row = math.prod(fixed(dim) for dim in t.shape[1:])
     pointers = {**x.named(node, "x", "ids"), "y": x.result(node.output)[""]}
     x.row_call(node, take_rows(row, TIR[t.dtype], x.isa), pointers, size_of(node.output.tensor.shape[0]))
+
+
+@lowers(o.concat, "cpu")
+def _concat(x: CpuLowering, node: Node) -> None:
+    """Along the first axis: each operand's rows go behind those of the operands before it."""
+    y = x.result(node.output)[""]
+    before: Dim = 0
+    for value in node.inputs:
+        t = value.tensor
+        kernel = copy_rows(math.prod(fixed(d) for d in t.shape[1:]), TIR[t.dtype], x.isa)
+        sizes = {"rows": size_of(t.shape[0]), "start": size_of(0), "to": size_of(before)}
+        x.call("concat", kernel, {"x": x.ref(value), "y": y}, sizes)
+        before = before + t.shape[0]
 
 
 @lowers(o.take_token, "cpu")
