@@ -41,7 +41,10 @@ class Batch(Protocol):
     def rows(self) -> Array: ...  # [r]
 
 
-def default_threads() -> int:
+SMALL = 32 << 20  # bytes of weights; they stay in a core's cache, and meeting at barriers costs more than it gains
+
+
+def usable_cores() -> int:
     """The cores this process may use: its affinity mask, cut by the cgroup's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -61,7 +64,8 @@ class Artifact:
         self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
         check(folder, self.manifest)
-        self.threads = threads or default_threads()
+        small = (folder / WEIGHTS).stat().st_size < SMALL
+        self.threads = threads or (1 if small else usable_cores())
         set_threads(self.threads)
         self._run = load_library(folder / self.manifest.library)
         self._weights = _load_weights(folder / WEIGHTS)

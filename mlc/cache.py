@@ -9,6 +9,8 @@ import hashlib
 import multiprocessing
 import os
 import re
+import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -113,6 +115,8 @@ def _compile(sender: Connection, path: Path, name: str, out: Path, options: Opti
     """The body of the compile process."""
     from mlc.compile import compile_model
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a half-written folder is removed
     try:
         compile_model(path, name, out, options, lambda phase, share: sender.send(("progress", phase, share)))
         sender.send(("done",))

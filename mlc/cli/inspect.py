@@ -261,10 +261,10 @@ def _mlc_version() -> str:
 
 def _usable_cores() -> int:
     try:
-        from mlc.backends.module import default_threads
+        from mlc.backends.module import usable_cores
     except ImportError:
         return os.cpu_count() or 1
-    return default_threads()
+    return usable_cores()
 
 
 def _target(*, broken: bool) -> Check:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlc.cli.chat import COMMANDS, Conversation, Leave, Message, run_command, talk, write
-from mlc.errors import InvalidRequest, PromptTooLong
+from mlc.errors import GenerationFailed, InvalidRequest, PromptTooLong
 
 
 @dataclass
@@ -33,10 +33,12 @@ class Scripted:
     asked: list[Any] = field(default_factory=list)
     closed: int = 0
     statistics: Counts = field(default_factory=Counts)
+    streams: list[Any] = field(default_factory=list)  # kept alive, so that nothing but `close` ends them
 
     def stream_chat(self, messages: list[Message], **sampling: Any) -> Generator[Piece, None, None]:
         self.asked.append((messages, sampling))
-        return self._pieces()
+        self.streams.append(self._pieces())
+        return self.streams[-1]
 
     def stream(self, prompt: str, **sampling: Any) -> Generator[Piece, None, None]:
         self.asked.append((prompt, sampling))
@@ -132,6 +134,13 @@ def test_a_refused_turn_did_not_happen_and_the_conversation_goes_on(
     seen = capsys.readouterr()
     assert "the prompt has 9 tokens" in seen.err and "/clear" in seen.err
     assert "a long text" not in seen.out and "assistant: Hello there" in seen.out
+
+
+def test_a_turn_that_fails_half_way_did_not_happen(talking: Conversation, engine: Scripted) -> None:
+    engine.raises = GenerationFailed("the engine failed")
+    with pytest.raises(GenerationFailed):
+        list(talking.answer("Hi"))
+    assert talking.turns == []
 
 
 @pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt, "/exit", "/quit", " /exit "])

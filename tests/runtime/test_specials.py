@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlc.runtime.specials import Specials, SpecialToken, unshield
@@ -20,6 +20,7 @@ def found(text: str) -> list[int]:
 
 
 @given(TEXT.map("".join))
+@example("\ufdd0\ufdd1 \ufdd0 \ufdd2 \ufdd0\ufdd3000041")
 def test_what_was_shielded_comes_back(text: str) -> None:
     assert unshield(SPECIALS.shield(text)) == text
 
