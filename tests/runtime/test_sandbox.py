@@ -85,9 +85,9 @@ GREEDY = {
     "splitting again and again": (
         "{% set s = 'x' * 900000 %}{% for i in range(1000) %}{% set t = s.split('x') %}{% endfor %}"
     ),
-    "a long list again and again": "{% for i in range(100000) %}{% set x = [" + "i," * 20000 + "] %}{% endfor %}",
+    "a long list again and again": "{% for i in range(100000) %}{% set x = [" + "i," * 3000 + "] %}{% endfor %}",
     "a long mapping again and again": (
-        "{% for i in range(100000) %}{% set x = {" + ",".join(f"{i}: i" for i in range(5000)) + "} %}{% endfor %}"
+        "{% for i in range(100000) %}{% set x = {" + ",".join(f"{i}: i" for i in range(1500)) + "} %}{% endfor %}"
     ),
     "sorting again and again": "{% for i in range(100000) %}{{ (range(100000) | sort)[0] }}{% endfor %}",
     "dumping again and again": "{% for i in range(100000) %}{{ messages | tojson }}{% endfor %}",

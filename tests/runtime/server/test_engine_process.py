@@ -194,7 +194,7 @@ def test_an_engine_that_cannot_open_says_why(spec: EngineSpec, told: str, capfd:
 
 def test_an_engine_that_takes_too_long_to_open_is_given_up() -> None:
     with pytest.raises(ArtifactError, match=r"within 0\.2 seconds"):
-        asyncio.run(EngineProcess.start(EngineSpec("time:sleep", {}), start_seconds=0.2))
+        asyncio.run(EngineProcess.start(EngineSpec("subprocess:run", {"args": ["sleep", "3"]}), start_seconds=0.2))
 
 
 def test_signals_to_the_group_leave_the_engine_to_its_owner() -> None:
