@@ -65,7 +65,7 @@ class Meter:
         if isinstance(value, (list, tuple)):
             self.spend(CONTAINER + COPY * len(value))
         elif isinstance(value, dict):
-            self.spend(CONTAINER + ELEMENT * len(value))
+            self.spend(4 * CONTAINER + 2 * ELEMENT * len(value))
         elif isinstance(value, str):
             self.spend(len(value))
         return value

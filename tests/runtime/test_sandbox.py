@@ -86,8 +86,9 @@ GREEDY = {
         "{% set s = 'x' * 900000 %}{% for i in range(1000) %}{% set t = s.split('x') %}{% endfor %}"
     ),
     "a long list again and again": "{% for i in range(100000) %}{% set x = [" + "i," * 3000 + "] %}{% endfor %}",
-    "a long mapping again and again": (
-        "{% for i in range(100000) %}{% set x = {" + ",".join(f"{i}: i" for i in range(1500)) + "} %}{% endfor %}"
+    "a chain of mappings": (
+        "{% set ns = namespace(a=0) %}{% for i in range(1000) %}{% for j in range(1000) %}"
+        "{% set ns.a = {1: ns.a} %}{% endfor %}{% endfor %}"
     ),
     "sorting again and again": "{% for i in range(100000) %}{{ (range(100000) | sort)[0] }}{% endfor %}",
     "dumping again and again": "{% for i in range(100000) %}{{ messages | tojson }}{% endfor %}",
