@@ -45,7 +45,7 @@ def software() -> list[Check]:
     checks.append(
         Check("torch", torch)
         if torch
-        else Check("torch", "not installed", "note", "only needed to read pickle checkpoints (.bin, .pt)")
+        else Check("torch", "not installed", "note", "not needed; the development tests compare with it")
     )
     return checks
 
