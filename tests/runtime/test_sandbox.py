@@ -195,8 +195,9 @@ PRICES = {
     "{% set x = [1, 2] %}": 64, "{% set x = (1, 2) %}": 64, "{% set x = {1: 2} %}": 250, "{% set x = l + l %}": 2000,
     "{% set x = s + s %}": 20_000, "{% set x = s ~ s %}": 20_000, "{% set x = s * 3 %}": 30_000,
     "{% set x = l == l %}": 1000, "{% set x = s < 'x' %}": 1000, "{% set x = 5 in l %}": 1000, "{{ l }}": 10_000,
-    "{% set x = s.split('y') %}": 100_000, "{% set x = s | replace('x', 'zz') %}": 25_000, "{% set x = l | list %}": 1000,
-    "{% set x = l | sort %}": 100_000, "{% set x = s | upper %}": 10_000, "{% for i in l %}{% endfor %}": 8000,
+    "{% set x = s.split('y') %}": 100_000, "{% set x = s | replace('x', 'zz') %}": 25_000,
+    "{% set x = l | list %}": 1000, "{% set x = l | sort %}": 100_000,
+    "{% set x = s | upper %}": 10_000, "{% for i in l %}{% endfor %}": 8000,
     "{% for i in l if false %}{% endfor %}": 8000, "{% set x = l | join(',') %}": 5000, "{% set x = dict(l=l) %}": 250,
     "{% set x = '%s' % s %}": 10_000, "{% set x = '{}'.format(s) %}": 10_000, "{% set x = 5 is in(l) %}": 1000,
 }  # fmt: skip

@@ -37,6 +37,7 @@ def gelu(x: torch.Tensor, approximate: str) -> torch.Tensor:
 ORACLES: dict[str, Callable[..., torch.Tensor]] = {
     "add": torch.add,
     "mul": torch.mul,
+    "div": torch.div,
     "silu": torch.nn.functional.silu,
     "gelu": lambda x: gelu(x, "none"),
     "gelu_tanh": lambda x: gelu(x, "tanh"),
