@@ -117,10 +117,12 @@ def _compile(sender: Connection, path: Path, name: str, out: Path, options: Opti
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends this process
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a half-written folder is removed
+    last: tuple[object, ...] = ("done",)
     try:
         compile_model(path, name, out, options, lambda phase, share: sender.send(("progress", phase, share)))
-        sender.send(("done",))
     except MlcError as error:
-        sender.send(("error", error))
+        last = ("error", error)
     except (OSError, MemoryError) as error:
-        sender.send(("error", InputError(f"cannot compile {name}: {error}")))
+        last = ("error", InputError(f"cannot compile {name}: {error}"))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent ends this process as soon as it has the last word
+    sender.send(last)
