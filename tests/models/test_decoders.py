@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mlc.backends.reference import REFERENCE
 from mlc.compile import read_model
@@ -81,3 +84,16 @@ def test_every_tensor_is_checked_before_anything_is_read(checkpoint):
     model = read_model(checkpoint("qwen2").folder, "qwen2")
     assert set(model.graph.weights()) <= set(model.checkpoint.tensors())
     assert set(n.op.name for n in model.graph.nodes) - {"weight"} <= set(REFERENCE)
+
+
+@pytest.mark.parametrize("kept", ["lm_head.weight", "both"])
+def test_a_tied_matrix_may_lie_under_either_name(kept, checkpoint, compiled, runner, tmp_path_factory):
+    case = checkpoint("llama_tied")
+    folder = tmp_path_factory.mktemp("tied")
+    tensors = load_file(case.folder / "model.safetensors")
+    table = tensors.pop("model.embed_tokens.weight")
+    tensors |= {"lm_head.weight": table} | ({"model.embed_tokens.weight": table} if kept == "both" else {})
+    save_file(tensors, folder / "model.safetensors")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(case.folder / name, folder / name)
+    assert relative(runner(compiled(folder)).logits(LONG, 150), case.logits(LONG)) < 1e-4
