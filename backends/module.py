@@ -79,7 +79,7 @@ class Artifact:
 
 
 def _load_weights(path: Path) -> dict[str, Array]:
-    """Weights in huge pages where the system offers them: the copy costs a tenth of a second per gigabyte."""
+    """Weights copied into huge pages where the system offers them; see `memory` for what these are worth."""
     size = path.stat().st_size
     memory = allocate(size)
     with path.open("rb", buffering=0) as file:

@@ -15,7 +15,7 @@ _YIELD = {  # sched_yield
     "x86_64": 'call i64 asm sideeffect "syscall", "={rax},{rax},~{rcx},~{r11},~{memory}"(i64 24)',
     "aarch64": 'call i64 asm sideeffect "svc #0", "={x0},{x8},~{memory}"(i64 124)',
 }
-_SPINS = 4000  # about 50 us of pauses; then the core is given to whoever needs it
+_SPINS = 4000  # pauses; then the core is given to whoever needs it
 
 
 def llvm_ir(architecture: str) -> str:
