@@ -73,6 +73,11 @@ class Result:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
+    def time(self) -> float:
+        """Seconds, the median."""
+        return median(self.seconds)
+
+    @property
     def rates(self) -> tuple[float, ...]:
         """Tokens per second."""
         return tuple(self.case.counted / max(seconds, 1e-9) for seconds in self.seconds)

@@ -56,6 +56,7 @@ class Worker:
     def __init__(self, name: str, command: Sequence[str], *, seconds: float = 120.0) -> None:
         """Start it, and wait at most `seconds` until it says who it is. Raises InputError where it does not."""
         self.name = name
+        self.restless = False
         self._command = list(command)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         try:
@@ -99,7 +100,7 @@ class Worker:
     def settle(self, seconds: float = 3.0) -> bool:
         """Wait until the worker leaves the processor alone: thread pools spin a while for more work.
 
-        False if it has not stopped after `seconds`.
+        False if it has not stopped after `seconds`; it is `restless` then for good.
         """
         deadline = time.monotonic() + seconds
         while True:
@@ -108,6 +109,7 @@ class Worker:
             if cpu_seconds(self.pid) - before <= _IDLE_SHARE * _IDLE_WINDOW:
                 return True
             if time.monotonic() > deadline:
+                self.restless = True
                 return False
 
     def close(self) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,12 +11,6 @@ from mlc.errors import BadConfig
 
 from . import output
 from .options import Json, MaxContext, Model, Quant, Target, Threads
-
-if TYPE_CHECKING:
-    from mlc.tools.bench import Case, Start
-
-    from .bench_output import Report
-    from .bench_sides import Participant
 
 _METHOD, _PEER = "Measuring", "Comparing"
 
@@ -50,6 +42,22 @@ def bench(
             "--profile", help="Time, bytes and operations of one decode step, by op.", rich_help_panel=_METHOD
         ),
     ] = False,
+    limits: Annotated[
+        bool,
+        typer.Option(
+            "--limits/--no-limits",
+            help="Measure the machine's bandwidth and arithmetic too, and give shares of them.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = True,
+    busy: Annotated[
+        bool,
+        typer.Option("--busy", help="Repeat decode while another process holds a core.", rich_help_panel=_METHOD),
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw the rates into an SVG file.", metavar="FILE", rich_help_panel=_METHOD),
+    ] = None,
     vs: Annotated[
         str | None,
         typer.Option(
@@ -106,52 +114,22 @@ def bench(
 
         show_profile(artifact(model, quant, target), depths[0], threads, max_context, json=json)
         return
+    from mlc.tools.plot import svg
+
     from .bench_output import show
-    from .bench_sides import ours, peer
+    from .bench_run import Plan, run
+    from .bench_sides import peer
 
     todo = cases(
         _numbers("--prompt-len", prompt_len), _numbers("--gen-len", gen_len), depths, _numbers("--streams", streams)
     )
-    rival = [peer(vs, vs_model, vs_python, vs_threads, vs_set or [])] if vs else []
+    rival = peer(vs, vs_model, vs_python, vs_threads, vs_set or []) if vs else None
     folder = artifact(model, quant, target)
-    report = _measure(folder, [ours(folder, threads), *rival], todo, max_context, iterations, warmup)
+    report = run(Plan(folder, threads, rival, todo, max_context, iterations, warmup, limits, busy))
     show(report, json=json)
-
-
-def _measure(
-    folder: Path,
-    participants: Sequence[Participant],
-    todo: Sequence[Case],
-    max_context: int | None,
-    iterations: int,
-    warmup: int,
-) -> Report:
-    from mlc.backends.artifact import read_manifest, read_program
-    from mlc.tools.bench import check, measure, measure_starts
-
-    from .bench_output import Report, SideReport
-
-    manifest = read_manifest(folder)
-    if "forward" not in manifest.programs:
-        raise BadConfig(f"{manifest.name} is an encoder ({manifest.model_type}) and generates no text to measure")
-    context, sequences = max_context or manifest.context, read_program(folder, "forward").limits["r"]
-    check(todo, context=context, sequences=sequences, iterations=iterations, warmup=warmup)
-    with ExitStack() as stack, output.phases(f"measuring {manifest.name}") as progress:
-        sides = [stack.enter_context(participant.start()) for participant in participants]
-        vocab = min(int(side.about["vocab"]) for side in sides)
-
-        def tell(case: Case, iteration: int) -> None:
-            progress(case.label, iteration / (warmup + iterations))
-
-        results = measure(sides, todo, vocab=vocab, iterations=iterations, warmup=warmup, progress=tell)
-        memory = [side.ask("memory") for side in sides]
-        starts: list[Start | None] = [None] * len(sides)
-        if len(sides) > 1:
-            progress("process start", 0)
-            settled = [p.settled(r.settings) for p, r in zip(participants, results[-1], strict=True)]
-            starts = [*measure_starts([p.start for p in settled], vocab=vocab, context=context, iterations=iterations)]
-    by_side = zip(sides, participants, zip(*results, strict=True), memory, starts, strict=True)
-    return Report(manifest, [SideReport(side.about, p.size, r, m, s) for side, p, r, m, s in by_side])
+    if plot is not None:
+        plot.write_text(svg(report.charts()), encoding="utf-8")
+        output.note(f"drawn into {plot}")
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from rich.table import Table
 
 from mlc.backends.artifact import Manifest
 from mlc.tools.bench import FOREIGN_LIMIT, Result, Start
+from mlc.tools.limits import Limits, Work
 from mlc.tools.machine import machine
+from mlc.tools.plot import Chart
 
 from . import output
 
@@ -21,7 +25,7 @@ class SideReport:
     file_bytes: int
     results: Sequence[Result]
     memory: Mapping[str, int]  # bytes, after all cases
-    start: Start | None = None
+    start: Start | None
 
     @property
     def name(self) -> str:
@@ -38,12 +42,26 @@ class SideReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Busy:
+    """A decode case beside a process that holds a core."""
+
+    alone: Result  # one thread of this engine, without that process
+    loaded: Sequence[Result]  # all threads of each side, with it
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"one_thread_alone": self.alone.as_dict(), "loaded": [result.as_dict() for result in self.loaded]}
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """A whole run; `sides` begins with this engine."""
 
     manifest: Manifest
     sides: Sequence[SideReport]
-    notes: Sequence[str] = field(default_factory=tuple[str, ...])
+    limits: Limits | None
+    works: Sequence[Work] | None  # of this engine, one for each case, where limits were measured
+    busy: Sequence[Busy]
+    restless: Sequence[str]  # processes that took the processor while another was timed
 
     @property
     def threads(self) -> int:
@@ -51,26 +69,52 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         ours, *others = (side.as_dict() for side in self.sides)
-        result = {
+        for result, work in zip(ours["results"], self.works or (), strict=False):
+            result["limit"] = work.as_dict()
+        return {
             "model": self.manifest.name,
             "quantization": self.manifest.quantization,
             "parameters": self.manifest.parameters,
             "target": self.manifest.target.name,
             "created_by": self.manifest.created_by,
-            "threads": self.threads,
             "machine": machine(self.threads).as_dict(),
+            "limits": self.limits and self.limits.as_dict(),
+            "restless": list(self.restless),
             **ours,
-            "notes": list(self.notes),
+            "vs": others[0] if others else None,
+            "ratios": [a.rate / b.rate for a, b in zip(*(s.results for s in self.sides), strict=True)]
+            if others
+            else None,
+            "busy": [row.as_dict() for row in self.busy],
         }
-        if others:
-            result["vs"] = others[0]
-            result["ratios"] = [a.rate / b.rate for a, b in zip(*(s.results for s in self.sides), strict=True)]
-        return result
+
+    def charts(self) -> list[Chart]:
+        """Rates by the length of a prompt, by depth, and by streams, of each side; those with more than one point, or
+        all where there is no such.
+        """
+        charts = [
+            self._chart("Reading a prompt", "tokens of the prompt", "prefill", "prompt"),
+            self._chart("Writing, one stream", "tokens of context", "decode", "prompt", streams=1),
+            self._chart("Writing, all streams together", "streams", "decode", "streams"),
+        ]
+        filled = [chart for chart in charts if any(chart.series.values())]
+        return [chart for chart in filled if max(map(len, chart.series.values())) > 1] or filled
+
+    def _chart(self, title: str, x: str, kind: str, by: str, **fixed: int) -> Chart:
+        """The first rate for each value of `by`."""
+        series: dict[str, list[tuple[float, float]]] = {}
+        for side in self.sides:
+            points: dict[float, float] = {}
+            for r in side.results:
+                if r.case.kind == kind and all(getattr(r.case, name) == value for name, value in fixed.items()):
+                    points.setdefault(getattr(r.case, by), r.rate)
+            series[side.name] = sorted(points.items())
+        return Chart(title, x, "tokens per second", series)
 
 
 def show(report: Report, *, json: bool) -> None:
-    for note in report.notes:
-        output.note(note)
+    for name in report.restless:
+        output.note(f"warning: {name} kept using the processor while others were timed")
     if json:
         output.print_json(report.as_dict())
         return
@@ -79,41 +123,85 @@ def show(report: Report, *, json: bool) -> None:
     print(f"Model: {manifest.name} ({manifest.quantization}, {manifest.target.name}, {report.threads} threads)")
     print(f"Iterations: {len(report.sides[0].results[0].seconds)}")
     if len(report.sides) == 1:
-        _show_alone(report.sides[0])
+        _show_alone(report)
     else:
-        _show_compared(*report.sides)
+        _show_compared(report)
+    if report.busy:
+        _show_busy(report)
+    if report.limits is not None:
+        print(_limits_line(report.limits))
     if any(result.disturbed for side in report.sides for result in side.results):
         print(f"* other programs took more than {100 * FOREIGN_LIMIT:.0f} % of the machine meanwhile")
 
 
-def _show_alone(side: SideReport) -> None:
-    table = output.table("Test", "T/s >", "Latency >", boxed=True)
-    for r in side.results:
+def _show_alone(report: Report) -> None:
+    table = output.table("Test", "T/s >", "Latency >", *_limit_column(report), boxed=True)
+    for r, limit in zip(report.sides[0].results, _limit_cells(report), strict=True):
         unit = "TTFT" if r.case.kind == "prefill" else "TPOT"
-        table.add_row(r.case.label, f"{r.mean:.1f} ± {r.deviation:.1f}{_mark(r)}", f"{r.latency:.2f} ms {unit}")
+        rate = f"{r.mean:.1f} ± {r.deviation:.1f}{_mark(r)}"
+        table.add_row(r.case.label, rate, f"{r.latency:.2f} ms {unit}", *limit)
     output.print_table(table)
 
 
-def _show_compared(ours: SideReport, theirs: SideReport) -> None:
-    settings = {name: value for name, value in theirs.results[-1].settings.items()}
-    print(f"Against: {theirs.name} ({theirs.about['version']}; {', '.join(f'{k} {v}' for k, v in settings.items())})")
-    table = output.table("Test", f"{ours.name} >", f"{theirs.name} >", "ratio >", boxed=True)
-    for a, b in zip(ours.results, theirs.results, strict=True):
-        table.add_row(a.case.label, _rates(a), _rates(b), f"{a.rate / b.rate:.2f}x")
-    rows: list[tuple[str, float, float, str]] = []
+def _show_compared(report: Report) -> None:
+    ours, theirs = report.sides
+    settings = ", ".join(f"{name} {value}" for name, value in theirs.results[-1].settings.items())
+    print(f"Against: {theirs.name} ({theirs.about['version']}; {settings})")
+    columns = (f"{ours.name} >", f"{theirs.name} >", "ratio >")
+    table = output.table("Test, tokens/s", *columns, *_limit_column(report), boxed=True)
+    for a, b, limit in zip(ours.results, theirs.results, _limit_cells(report), strict=True):
+        table.add_row(a.case.label, _rates(a), _rates(b), f"{a.rate / b.rate:.2f}x", *limit)
+    output.print_table(table)
+    table = output.table("Cost, less is better", *columns, boxed=True)
     if ours.start and theirs.start:
-        for label, name, unit in (
-            ("Start to first token", "first_token_seconds", "s"),
-            ("Memory after the first token", "resident", "B"),
-            ("Memory at most until then", "peak", "B"),
-        ):
-            rows.append((label, getattr(ours.start, name), getattr(theirs.start, name), unit))
-    rows.append(("Memory at most in all tests", ours.memory["peak"], theirs.memory["peak"], "B"))
-    rows.append(("Size on disk", ours.file_bytes, theirs.file_bytes, "B"))
-    for label, x, y, unit in rows:
-        shown = [output.size(v) if unit == "B" else f"{v:.2f} s" for v in (x, y)]
-        table.add_row(label, *shown, f"{x / y:.2f}x")
+        x, y = ours.start, theirs.start
+        seconds = x.first_token_seconds, y.first_token_seconds
+        table.add_row("Process start to first token", *(f"{s:.2f} s" for s in seconds), _ratio(*seconds))
+        _add_sizes(table, "Memory after the first token", x.resident, y.resident)
+        _add_sizes(table, "Memory at most until then", x.peak, y.peak)
+    _add_sizes(table, "Memory at most in all tests", ours.memory["peak"], theirs.memory["peak"])
+    _add_sizes(table, "Size on disk", ours.file_bytes, theirs.file_bytes)
     output.print_table(table)
+
+
+def _show_busy(report: Report) -> None:
+    print("While another process holds a core:")
+    names = [side.name for side in report.sides]
+    title = f"{names[0]}, 1 thread, machine idle >"
+    table = output.table("Test, tokens/s", title, *(f"{name} >" for name in names), "of 1 thread >", boxed=True)
+    for row in report.busy:
+        share = f"{100 * row.loaded[0].rate / row.alone.rate:.0f} %"
+        table.add_row(row.alone.case.label, _rates(row.alone), *map(_rates, row.loaded), share)
+    output.print_table(table)
+
+
+def _add_sizes(table: Table, label: str, ours: float, theirs: float) -> None:
+    table.add_row(label, output.size(ours), output.size(theirs), _ratio(ours, theirs))
+
+
+def _ratio(ours: float, theirs: float) -> str:
+    return f"{ours / theirs:.2f}x"
+
+
+def _limit_column(report: Report) -> list[str]:
+    return ["of the limit >"] if report.works is not None else []
+
+
+def _limit_cells(report: Report) -> Iterator[list[str]]:
+    """What goes into that column, for each case."""
+    if report.works is None:
+        yield from ([] for _ in report.sides[0].results)
+        return
+    for work in report.works:
+        unit = "GB/s" if work.binds == "read" else "Gop/s"
+        yield [f"{work.rate / 1e9:.1f} {unit}, {100 * work.share:.0f} %"]
+
+
+def _limits_line(limits: Limits) -> str:
+    return (
+        f"Limits: reads {limits.read / 1e9:.1f} GB/s; multiplies and adds {limits.bytes / 1e9:.0f} Gop/s of bytes, "
+        f"{limits.nibbles / 1e9:.0f} with 4-bit weights, {limits.floats / 1e9:.0f} of floats"
+    )
 
 
 def _rates(result: Result) -> str:

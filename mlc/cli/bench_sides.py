@@ -51,6 +51,10 @@ def ours(folder: Path, threads: int | None) -> Participant:
     return Participant("mlc", (sys.executable, "-m", "mlc.cli.bench_engine"), folder.resolve(), threads)
 
 
+def limits_side(threads: int) -> Participant:
+    return Participant("limits", (sys.executable, "-m", "mlc.cli.bench_limits"), Path(), threads)
+
+
 def peer(name: str, model: str | None, python: str | None, threads: int | None, settings: Sequence[str]) -> Participant:
     """The engine `name`, from what the user said of it. Raises BadConfig, InputError."""
     from mlc.backends.module import usable_cores
