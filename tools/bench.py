@@ -22,7 +22,7 @@ FOREIGN_LIMIT = 0.1  # share of the machine that others may take before a number
 _SECONDS = 120.0  # that any order may take
 _SLOWEST = 1.0  # tokens per second; who is slower counts as stuck
 _START_PROMPT = 32  # tokens
-_START_CONTEXT = 512  # tokens
+START_CONTEXT = 512  # tokens
 
 
 class Side(Protocol):
@@ -125,11 +125,16 @@ class Result:
 
 
 def cases(
-    prompts: Sequence[int], generated: Sequence[int], depths: Sequence[int], streams: Sequence[int] = (1,)
+    prompts: Sequence[int],
+    generated: Sequence[int],
+    depths: Sequence[int],
+    streams: Sequence[int] = (1,),
+    *,
+    or_none: bool = False,
 ) -> list[Case]:
     """Every prefill and every decode case of a sweep. A prompt of 0 skips prefill, an answer under 2 skips decode.
 
-    Raises BadConfig.
+    Raises BadConfig, also where nothing is left, unless that is asked for (`or_none`).
     """
     if min((*prompts, *generated, *depths), default=0) < 0:
         raise BadConfig("lengths must not be negative")
@@ -140,8 +145,8 @@ def cases(
         raise BadConfig("--streams must be greater than 0")
     result = [Case("prefill", length, 1) for length in prompts if length]
     result += [Case("decode", depth, length, n) for length in decodes for n in streams for depth in depths]
-    if not result:
-        raise BadConfig("nothing to measure: give --prompt-len above 0, or --gen-len 2 or more")
+    if not result and not or_none:
+        raise BadConfig("nothing to measure: give --prompt-len above 0, or --gen-len 2 or more, or --start")
     return result
 
 
@@ -157,15 +162,15 @@ def check(todo: Sequence[Case], *, context: int, sequences: int, iterations: int
         raise BadConfig("--iterations must be greater than 0")
     if warmup < 0:
         raise BadConfig("--warmup must not be negative")
-    longest = max(case.context for case in todo)
+    most = max((case.streams for case in todo), default=0)
+    if most > sequences:
+        raise BadConfig(f"--streams {most} is more than the {sequences} sequences this model was compiled for")
+    longest = max((case.context for case in todo), default=0)
     if longest > context:
         raise BadConfig(
             f"the benchmark needs {longest} tokens of context and the model has {context}; shorten --prompt-len, "
             "--gen-len or --depth"
         )
-    most = max(case.streams for case in todo)
-    if most > sequences:
-        raise BadConfig(f"--streams {most} is more than the {sequences} sequences this model was compiled for")
 
 
 def measure(
@@ -177,12 +182,12 @@ def measure(
     warmup: int = 1,
     expected: Sequence[int] = (),
     progress: Callable[[Case, int], None] = lambda case, iteration: None,
-    pause: Callable[[], None] = lambda: None,
+    between: Callable[[Case], None] = lambda case: None,
 ) -> list[tuple[Result, ...]]:
     """Run every case `warmup + iterations` times on each side by turns, the warm-ups uncounted.
 
     A result for each case and side. `expected` processes are not counted as foreign; `progress` is called before each
-    round, `pause` after each case.
+    round, `between` after each that counts.
     """
     results: list[tuple[Result, ...]] = []
     for number, case in enumerate(todo):
@@ -195,13 +200,14 @@ def measure(
                 side.settle()
                 if iteration >= warmup:
                     taken.append(span)
+            if iteration >= warmup:
+                between(case)
         results.append(
             tuple(
                 Result(case, tuple(s["seconds"] for s in taken), tuple(s["foreign"] for s in taken), chosen)
                 for taken, chosen in zip(spans, settings, strict=True)
             )
         )
-        pause()
     return results
 
 
@@ -248,7 +254,7 @@ def measure_starts(
 ) -> list[Start]:
     """Start each side anew `iterations` times, by turns."""
     taken = [
-        [_start(opener, vocab, min(context, _START_CONTEXT), clock) for opener in openers] for _ in range(iterations)
+        [_start(opener, vocab, min(context, START_CONTEXT), clock) for opener in openers] for _ in range(iterations)
     ]
     return [
         Start(

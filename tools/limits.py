@@ -12,6 +12,9 @@ from mlc.ir import Graph, parse_format
 from .bench import Case
 from .stats import Cost, Row, Step, decode_step, prefill_steps, summarize, total
 
+Measured = Mapping[str, Mapping[str, float]]
+"""Name of a limit -> `median` and `best` of several passes; see `backends.tvm.limits`."""
+
 NAMES = ("read", "bytes", "nibbles", "floats")
 
 
@@ -25,12 +28,18 @@ class Limits:
     floats: float
 
     @classmethod
-    def of(cls, measured: Sequence[Mapping[str, Mapping[str, float]]]) -> Limits:
+    def of(cls, measured: Sequence[Measured]) -> Limits:
         """The medians of several measurements."""
         return cls(**{name: median(found[name]["median"] for found in measured) for name in NAMES})
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
+
+    def describe(self) -> str:
+        return (
+            f"Limits: reads {self.read / 1e9:.1f} GB/s; multiplies and adds {self.bytes / 1e9:.0f} Gop/s of bytes, "
+            f"{self.nibbles / 1e9:.0f} with 4-bit weights, {self.floats / 1e9:.0f} of floats"
+        )
 
     def peak(self, reads: str) -> tuple[str, float]:
         """Which arithmetic an op uses that reads weights of the type `reads`, and its operations per second."""

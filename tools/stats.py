@@ -109,12 +109,17 @@ def decode_step(*, tokens: int = 1, context: int = 512) -> Step:
     return Step({"n": tokens, "r": tokens}, context)
 
 
+def prefill_step(tokens: int, *, context: int, samples: bool = True) -> Step:
+    """`tokens` of one prompt, which make its context `context` tokens; it `samples` with its last."""
+    return Step({"n": tokens, "r": int(samples)}, context, tokens)
+
+
 def prefill_steps(tokens: int, *, most: int) -> list[Step]:
     """The steps, of at most `most` tokens each, that read a prompt of `tokens` into an empty cache."""
     ends = [*range(most, tokens, most), tokens]
+    starts = [0, *ends[:-1]]
     return [
-        Step({"n": end - start, "r": int(end == tokens)}, end, end - start)
-        for start, end in zip([0, *ends], ends, strict=False)
+        prefill_step(end - start, context=end, samples=end == tokens) for start, end in zip(starts, ends, strict=True)
     ]
 
 

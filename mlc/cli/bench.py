@@ -22,15 +22,26 @@ def register(app: typer.Typer) -> None:
 def bench(
     model: Model = None,
     prompt_len: Annotated[
-        str,
-        typer.Option("--prompt-len", help="Tokens to read; a list such as 128,512. 0: none.", rich_help_panel=_METHOD),
-    ] = "512",
+        str | None,
+        typer.Option(
+            "--prompt-len",
+            help="Tokens to read; a list such as 128,512. 0: none.",
+            show_default="512",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     gen_len: Annotated[
         str, typer.Option("--gen-len", help="Tokens to write; a list. Under 2: none.", rich_help_panel=_METHOD)
     ] = "128",
     depth: Annotated[
-        str, typer.Option("--depth", help="Tokens of context before those written; a list.", rich_help_panel=_METHOD)
-    ] = "4",
+        str | None,
+        typer.Option(
+            "--depth",
+            help="Tokens of context before those written; a list.",
+            show_default="4",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     streams: Annotated[
         str, typer.Option("--streams", help="Sequences that write together; a list.", rich_help_panel=_METHOD)
     ] = "1",
@@ -39,7 +50,10 @@ def bench(
     profile: Annotated[
         bool,
         typer.Option(
-            "--profile", help="Time, bytes and operations of one decode step, by op.", rich_help_panel=_METHOD
+            "--profile",
+            help="Time, bytes and operations of one step, by op: of decoding at --depth with --streams, or of reading "
+            "--prompt-len tokens where that is given.",
+            rich_help_panel=_METHOD,
         ),
     ] = False,
     limits: Annotated[
@@ -53,6 +67,14 @@ def bench(
     busy: Annotated[
         bool,
         typer.Option("--busy", help="Repeat decode while another process holds a core.", rich_help_panel=_METHOD),
+    ] = False,
+    start: Annotated[
+        bool,
+        typer.Option(
+            "--start",
+            help="Start the process anew: time to the first token, and memory.",
+            rich_help_panel=_METHOD,
+        ),
     ] = False,
     plot: Annotated[
         Path | None,
@@ -94,25 +116,32 @@ def bench(
 ) -> None:
     """Measure how fast a model reads and writes.
 
-    The method is that of [bold]mistralrs bench[/]: synthetic prompts, greedy, one sequence, no prefix cache, nothing
-    stops an answer but its length. TTFT is the time to read a prompt and write one token.
+    The cases are those of [bold]mistralrs bench[/]: synthetic prompts, greedy, nothing stops an answer but its length.
+    TTFT is the time to read a prompt and choose one token; decoding is timed once its context has been read. Shares are
+    of what the machine can do, measured in the same run. docs/PERFORMANCE.md tells more.
 
     \b
     [bold]Examples[/]
       mlc bench
-      mlc bench -m ./compiled --prompt-len 128,512,2048 --depth 128,512 --json
+      mlc bench -m ./compiled --prompt-len 128,512,2048 --depth 128,512 --streams 1,8 --json
       mlc bench -m ./compiled --profile --depth 512 [dim]# where a decode step spends its time[/]
-      mlc bench -m ./compiled --vs llama.cpp --vs-model model.gguf --streams 1,8
+      mlc bench -m ./compiled --profile --prompt-len 512 [dim]# and one that reads a prompt[/]
+      mlc bench -m ./compiled --vs llama.cpp --vs-model model.gguf --start
     """
     from mlc.tools.bench import cases
 
     from .source import artifact
 
-    depths = _numbers("--depth", depth)
+    depths, many = _numbers("--depth", depth or "4"), _numbers("--streams", streams)
     if profile:
+        from .bench_profile import Subject
         from .bench_profile import profile as show_profile
 
-        show_profile(artifact(model, quant, target), depths[0], threads, max_context, json=json)
+        subject = Subject(depths[0], streams=many[0])
+        if prompt_len is not None:
+            subject = Subject(0 if depth is None else depths[0], rows=_numbers("--prompt-len", prompt_len)[0])
+        folder = artifact(model, quant, target)
+        show_profile(folder, subject, threads=threads, max_context=max_context, limits=limits, json=json)
         return
     from mlc.tools.plot import svg
 
@@ -121,11 +150,11 @@ def bench(
     from .bench_sides import peer
 
     todo = cases(
-        _numbers("--prompt-len", prompt_len), _numbers("--gen-len", gen_len), depths, _numbers("--streams", streams)
+        _numbers("--prompt-len", prompt_len or "512"), _numbers("--gen-len", gen_len), depths, many, or_none=start
     )
     rival = peer(vs, vs_model, vs_python, vs_threads, vs_set or []) if vs else None
     folder = artifact(model, quant, target)
-    report = run(Plan(folder, threads, rival, todo, max_context, iterations, warmup, limits, busy))
+    report = run(Plan(folder, threads, rival, todo, max_context, iterations, warmup, limits, busy, start))
     show(report, json=json)
     if plot is not None:
         plot.write_text(svg(report.charts()), encoding="utf-8")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from rich.table import Table
 
 from mlc.backends.artifact import Manifest
 from mlc.tools.bench import FOREIGN_LIMIT, Result, Start
@@ -61,6 +59,7 @@ class Report:
     limits: Limits | None
     works: Sequence[Work] | None  # of this engine, one for each case, where limits were measured
     busy: Sequence[Busy]
+    iterations: int
     restless: Sequence[str]  # processes that took the processor while another was timed
 
     @property
@@ -77,6 +76,7 @@ class Report:
             "parameters": self.manifest.parameters,
             "target": self.manifest.target.name,
             "created_by": self.manifest.created_by,
+            "iterations": self.iterations,
             "machine": machine(self.threads).as_dict(),
             "limits": self.limits and self.limits.as_dict(),
             "restless": list(self.restless),
@@ -121,15 +121,16 @@ def show(report: Report, *, json: bool) -> None:
     manifest = report.manifest
     print("Benchmark Results\n=================")
     print(f"Model: {manifest.name} ({manifest.quantization}, {manifest.target.name}, {report.threads} threads)")
-    print(f"Iterations: {len(report.sides[0].results[0].seconds)}")
-    if len(report.sides) == 1:
-        _show_alone(report)
-    else:
+    print(f"Iterations: {report.iterations}")
+    if len(report.sides) > 1:
         _show_compared(report)
+    elif report.sides[0].results:
+        _show_alone(report)
+    _show_costs(report)
     if report.busy:
         _show_busy(report)
     if report.limits is not None:
-        print(_limits_line(report.limits))
+        print(report.limits.describe())
     if any(result.disturbed for side in report.sides for result in side.results):
         print(f"* other programs took more than {100 * FOREIGN_LIMIT:.0f} % of the machine meanwhile")
 
@@ -145,22 +146,30 @@ def _show_alone(report: Report) -> None:
 
 def _show_compared(report: Report) -> None:
     ours, theirs = report.sides
-    settings = ", ".join(f"{name} {value}" for name, value in theirs.results[-1].settings.items())
+    settings = ", ".join(f"{name} {value}" for r in theirs.results[-1:] for name, value in r.settings.items())
     print(f"Against: {theirs.name} ({theirs.about['version']}; {settings})")
-    columns = (f"{ours.name} >", f"{theirs.name} >", "ratio >")
-    table = output.table("Test, tokens/s", *columns, *_limit_column(report), boxed=True)
+    names = (f"{ours.name} >", f"{theirs.name} >")
+    if not ours.results:
+        return
+    table = output.table("Test, tokens/s", *names, *_ratio_column(report), *_limit_column(report), boxed=True)
     for a, b, limit in zip(ours.results, theirs.results, _limit_cells(report), strict=True):
         table.add_row(a.case.label, _rates(a), _rates(b), f"{a.rate / b.rate:.2f}x", *limit)
     output.print_table(table)
-    table = output.table("Cost, less is better", *columns, boxed=True)
-    if ours.start and theirs.start:
-        x, y = ours.start, theirs.start
-        seconds = x.first_token_seconds, y.first_token_seconds
-        table.add_row("Process start to first token", *(f"{s:.2f} s" for s in seconds), _ratio(*seconds))
-        _add_sizes(table, "Memory after the first token", x.resident, y.resident)
-        _add_sizes(table, "Memory at most until then", x.peak, y.peak)
-    _add_sizes(table, "Memory at most in all tests", ours.memory["peak"], theirs.memory["peak"])
-    _add_sizes(table, "Size on disk", ours.file_bytes, theirs.file_bytes)
+
+
+def _show_costs(report: Report) -> None:
+    """What is better the less it is."""
+    table = output.table("Cost", *(f"{side.name} >" for side in report.sides), *_ratio_column(report), boxed=True)
+    rows: list[tuple[str, list[float], Callable[[float], str]]] = []
+    if starts := [side.start for side in report.sides if side.start]:
+        rows.append(("Process start to first token", [s.first_token_seconds for s in starts], "{:.2f} s".format))
+        rows.append(("Memory after the first token", [s.resident for s in starts], output.size))
+        rows.append(("Memory at most until then", [s.peak for s in starts], output.size))
+    rows.append(("Memory at most in all tests", [side.memory["peak"] for side in report.sides], output.size))
+    rows.append(("Size on disk", [side.file_bytes for side in report.sides], output.size))
+    for label, values, shown in rows:
+        ratio = [f"{values[0] / values[1]:.2f}x"] if len(values) > 1 else []
+        table.add_row(label, *map(shown, values), *ratio)
     output.print_table(table)
 
 
@@ -175,12 +184,8 @@ def _show_busy(report: Report) -> None:
     output.print_table(table)
 
 
-def _add_sizes(table: Table, label: str, ours: float, theirs: float) -> None:
-    table.add_row(label, output.size(ours), output.size(theirs), _ratio(ours, theirs))
-
-
-def _ratio(ours: float, theirs: float) -> str:
-    return f"{ours / theirs:.2f}x"
+def _ratio_column(report: Report) -> list[str]:
+    return ["ratio >"] if len(report.sides) > 1 else []
 
 
 def _limit_column(report: Report) -> list[str]:
@@ -195,13 +200,6 @@ def _limit_cells(report: Report) -> Iterator[list[str]]:
     for work in report.works:
         unit = "GB/s" if work.binds == "read" else "Gop/s"
         yield [f"{work.rate / 1e9:.1f} {unit}, {100 * work.share:.0f} %"]
-
-
-def _limits_line(limits: Limits) -> str:
-    return (
-        f"Limits: reads {limits.read / 1e9:.1f} GB/s; multiplies and adds {limits.bytes / 1e9:.0f} Gop/s of bytes, "
-        f"{limits.nibbles / 1e9:.0f} with 4-bit weights, {limits.floats / 1e9:.0f} of floats"
-    )
 
 
 def _rates(result: Result) -> str:

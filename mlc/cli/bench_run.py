@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import Any
 from mlc.backends.artifact import read_manifest, read_program
 from mlc.backends.module import usable_cores
 from mlc.errors import BadConfig
-from mlc.tools.bench import Case, Result, Start, check, measure, measure_starts
-from mlc.tools.limits import Limits, Work, work
+from mlc.tools.bench import START_CONTEXT, Case, Result, Start, check, measure, measure_starts
+from mlc.tools.limits import Limits, Measured, Work, work
 from mlc.tools.workers import Load, Worker
 
 from . import output
@@ -36,6 +36,7 @@ class Plan:
     warmup: int
     limits: bool  # measure those of the machine too
     busy: bool  # repeat decode while another process holds a core
+    start: bool  # time new processes to their first token
 
 
 def run(plan: Plan) -> Report:
@@ -51,18 +52,18 @@ def run(plan: Plan) -> Report:
         meter = stack.enter_context(limits_side(plan.threads or usable_cores()).start()) if plan.limits else None
         sides = [stack.enter_context(participant.start()) for participant in participants]
         session = _Session(plan, sides, min(int(side.about["vocab"]) for side in sides), meter, progress)
-        session.measure_limits()
-        results = session.measure(sides, plan.cases, pause=session.measure_limits)
+        results = session.measure(sides, plan.cases, between=session.measure_limits)
         memory = [side.ask("memory") for side in sides]
         busy = session.measure_busy() if plan.busy else []
-        settled = [p.settled(r.settings) for p, r in zip(participants, results[-1], strict=True)]
-        starts = session.measure_starts(settled, context) if plan.peer else [None] * len(sides)
-        by_side = zip(sides, participants, zip(*results, strict=True), memory, starts, strict=True)
-        reports = [SideReport(side.about, p.size, r, m, s) for side, p, r, m, s in by_side]
-    limits = Limits.of(session.limits) if session.limits else None
-    return Report(
-        manifest, reports, limits, _works(plan, reports[0].results, limits, most["n"]), busy, session.restless
-    )
+        starts = session.measure_starts(participants, context) if plan.start else [None] * len(sides)
+        reports = [
+            SideReport(side.about, p.size, [of_case[number] for of_case in results], memory[number], starts[number])
+            for number, (side, p) in enumerate(zip(sides, participants, strict=True))
+        ]
+    measured = [found for of_case in session.limits.values() for found in of_case]
+    limits = Limits.of(measured) if measured else None
+    works = _works(plan, reports[0].results, session.limits, most["n"])
+    return Report(manifest, reports, limits, works, busy, plan.iterations, session.restless)
 
 
 class _Session:
@@ -77,7 +78,7 @@ class _Session:
         progress: Callable[[str, float], None],
     ) -> None:
         self._plan, self._sides, self._vocab, self._meter, self._progress = plan, sides, vocab, meter, progress
-        self.limits: list[dict[str, dict[str, float]]] = []
+        self.limits: dict[Case, list[Measured]] = {}
 
     @property
     def restless(self) -> list[str]:
@@ -85,9 +86,10 @@ class _Session:
         workers = [*self._sides, *([self._meter] if self._meter else [])]
         return [worker.name for worker in workers if worker.restless]
 
-    def measure_limits(self) -> None:
+    def measure_limits(self, case: Case) -> None:
+        """Once a round: what a virtual machine may do changes from one second to the next."""
         if self._meter is not None:
-            self.limits.append(self._meter.ask("measure", seconds=_LIMIT_SECONDS))
+            self.limits.setdefault(case, []).append(self._meter.ask("measure", seconds=_LIMIT_SECONDS))
             self._meter.settle()
 
     def measure(self, sides: Sequence[Worker], cases: Sequence[Case], **more: Any) -> list[tuple[Result, ...]]:
@@ -112,13 +114,20 @@ class _Session:
         return [Busy(one[0], several) for one, several in zip(alone, loaded, strict=True)]
 
     def measure_starts(self, participants: Sequence[Participant], context: int) -> list[Start]:
+        """With the settings that each side chooses now, so that it need not choose while it is timed."""
         self._progress("process start", 0)
-        openers = [participant.start for participant in participants]
+        order: dict[str, Any] = {"kind": "prefill", "context": min(context, START_CONTEXT), "streams": 1}
+        openers = [
+            p.settled(side.ask("setup", **order)).start for p, side in zip(participants, self._sides, strict=True)
+        ]
         return measure_starts(openers, vocab=self._vocab, context=context, iterations=self._plan.iterations)
 
 
-def _works(plan: Plan, results: Sequence[Result], limits: Limits | None, step_tokens: int) -> list[Work] | None:
-    if limits is None:
+def _works(
+    plan: Plan, results: Sequence[Result], limits: Mapping[Case, Sequence[Measured]], step_tokens: int
+) -> list[Work] | None:
+    """How near this engine came to what the machine could do in the same rounds."""
+    if not limits:
         return None
     forward, _ = graph(str(plan.folder), Stage.folded, "none", "host")
-    return [work(forward, r.case, r.time, limits, step_tokens=step_tokens) for r in results]
+    return [work(forward, r.case, r.time, Limits.of(limits[r.case]), step_tokens=step_tokens) for r in results]

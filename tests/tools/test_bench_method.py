@@ -97,6 +97,7 @@ def test_every_iteration_of_every_prefill_has_its_own_prompt() -> None:
 
 def test_a_sweep_holds_every_combination_and_leaves_out_what_is_zero() -> None:
     assert cases([0, 16], [0, 8], [4, 64]) == [Case("prefill", 16, 1), Case("decode", 4, 8), Case("decode", 64, 8)]
+    assert cases([0], [0], [4], or_none=True) == []
     assert cases([0], [8], [4], [1, 8]) == [Case("decode", 4, 8), Case("decode", 4, 8, 8)]
     labels = [c.label for c in cases([16], [8], [4], [1, 2])]
     assert labels == ["TTFT (16 input tokens)", "Decode (8 tokens @ d4)", "Decode (8 tokens @ d4, 2 streams)"]

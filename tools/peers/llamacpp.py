@@ -18,7 +18,7 @@ import numpy as np
 _Timer = AbstractContextManager[Any]
 
 _BATCH = 2048  # tokens of a call; the library cuts it into ubatches
-_TRIAL = {"tokens": 512, "steps": 16}
+_TRIAL = {"prefill": (256, 0), "decode": (128, 8)}  # tokens to read, steps to write
 _KV = {"f32": 0, "f16": 1, "q8_0": 8}
 _FLASH = {"off": 0, "on": 1}
 _DEFAULTS = {"flash": "trial", "kv": "f16", "ubatch": "512", "mmap": "on", "repack": "on"}
@@ -135,12 +135,14 @@ class Peer:
     def _trial(self, kind: str, context: int, streams: int, flash: str) -> float:
         """Seconds of a little of what will be measured."""
         self._make_context(context, streams, flash)
-        length = max(1, min(_TRIAL["tokens"] // streams, context - _TRIAL["steps"]))
+        tokens, steps = _TRIAL[kind]
+        steps = min(steps, context - 1)
+        length = max(1, min(tokens // streams, context - steps))
         began = time.perf_counter()
         self.fill([[(7 * i + s) % self.vocab for i in range(length)] for s in range(streams)])
         if kind == "decode":
             began = time.perf_counter()
-            self.decode(nullcontext(), min(_TRIAL["steps"], context - length))
+            self.decode(nullcontext(), steps)
         return time.perf_counter() - began
 
 
