@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -42,6 +43,14 @@ def gone(pid: int, seconds: float = 10.0) -> bool:
         except OSError:
             return True
         time.sleep(0.02)
+    return False
+
+
+def ended(pid: int) -> bool:
+    """Whether the process ends by itself. If not, it is ended here, so that a failing test leaves nothing behind."""
+    if gone(pid):
+        return True
+    os.kill(pid, signal.SIGKILL)
     return False
 
 
@@ -119,7 +128,7 @@ def test_an_order_under_way_does_not_outlive_the_parent(tmp_path: Path) -> None:
     (tmp_path / "serve.py").write_text(Path(serve.__file__).read_text())
     command = [sys.executable, "-c", PARENT, str(tmp_path / "serve.py"), "sleeper"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert gone(int(done.stdout))
+    assert ended(int(done.stdout))
 
 
 def test_a_worker_that_spins_is_noticed(start: Start) -> None:
@@ -162,4 +171,4 @@ def test_a_load_takes_a_core_and_ends() -> None:
 def test_a_load_ends_with_whoever_started_it() -> None:
     program = "import os\nfrom mlc.tools.workers import Load\nprint(Load().__enter__().pid, flush=True)\nos._exit(0)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=os.environ)
-    assert gone(int(done.stdout))
+    assert ended(int(done.stdout))
