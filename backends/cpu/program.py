@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from .kernel import Expr, Kernel
+from .kernel import Expr, Kernel, import_llvm
 from .sync import COUNTER, CURSORS, LINE, SYNC_WORDS, llvm_ir
 from .table import ENTRY, HEAD
 
@@ -39,7 +39,7 @@ def program(kernels: Sequence[Kernel], architecture: str) -> tvm.IRModule:
         sync = T.arg("sync", T.buffer((SYNC_WORDS,), "int32"))
         first, last, threads = (T.arg(name, T.int32()) for name in ("first", "last", "threads"))
         with (
-            T.attr(tirx.const(0, "int32"), "pragma_import_llvm", llvm_ir(architecture)),
+            import_llvm(llvm_ir(architecture)),
             T.parallel(0, threads) as thread,
             T.serial(first, last) as op,
         ):
