@@ -73,7 +73,7 @@ class Kernel:
             sizes = {name: T.arg(name, T.int32()) for name in self.sizes}
             lo, hi, thread = (T.arg(name, T.int32()) for name in ("lo", "hi", "thread"))
             buffers = {
-                p.name: T.decl_buffer((_EXTENT,), p.dtype, data=handle)
+                p.name: T.decl_buffer((EXTENT,), p.dtype, data=handle)
                 for p, handle in zip(self.pointers, handles, strict=True)
             }
             self.body(Frame(buffers, sizes, lo, hi, thread))
@@ -81,4 +81,4 @@ class Kernel:
         return builder.get()
 
 
-_EXTENT = 1 << 40  # extents are not checked in kernels; int64 keeps TIR from narrowing index arithmetic
+EXTENT = 1 << 40  # extents are not checked in kernels; int64 keeps TIR from narrowing index arithmetic

@@ -17,9 +17,11 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from .kernel import Expr, Kernel
+from .kernel import EXTENT, Expr, Kernel
 from .sync import COUNTER, CURSORS, LINE, SYNC_WORDS, llvm_ir
 from .table import ENTRY, HEAD
+
+_ARRAYS = {"table": "int64", "sizes": "int32", "sync": "int32"}
 
 
 def stride(kernels: Sequence[Kernel]) -> int:
@@ -31,6 +33,8 @@ def program(kernels: Sequence[Kernel], architecture: str) -> tvm.IRModule:
     """The module of `kernels` and the walker `mlc_run`, which calls kernel i for table rows whose first word is i."""
     names = [tvm.ir.GlobalVar(k.name) for k in kernels]
     functions = {name: k.prim_func() for name, k in zip(names, kernels, strict=True)}
+    walk = tvm.ir.GlobalVar("walk")
+    functions[walk] = _walk(kernels, names)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(ENTRY)
         T.func_attr({"global_symbol": ENTRY, "tirx.noalias": True})
@@ -38,11 +42,33 @@ def program(kernels: Sequence[Kernel], architecture: str) -> tvm.IRModule:
         sizes = T.arg("sizes", T.buffer((tirx.Var("slots", "int64"),), "int32"))
         sync = T.arg("sync", T.buffer((SYNC_WORDS,), "int32"))
         first, last, threads = (T.arg(name, T.int32()) for name in ("first", "last", "threads"))
-        with (
-            T.attr(tirx.const(0, "int32"), "pragma_import_llvm", llvm_ir(architecture)),
-            T.parallel(0, threads) as thread,
-            T.serial(first, last) as op,
-        ):
+
+        def call(thread: Expr) -> None:
+            arguments = [table.data, sizes.data, sync.data, first, last, thread, threads]
+            T.evaluate(tvm.ir.Call(walk, arguments, ret_ty="int32"))
+
+        with T.attr(tirx.const(0, "int32"), "pragma_import_llvm", llvm_ir(architecture)), T.If(threads == 1):
+            with T.Then():
+                call(tirx.const(0, "int32"))  # a launch would wake the pool, and wait until it has a core
+            with T.Else(), T.parallel(0, threads) as thread:
+                call(thread)
+    functions[tvm.ir.GlobalVar(ENTRY)] = builder.get()
+    return tvm.IRModule(functions)
+
+
+def _walk(kernels: Sequence[Kernel], names: Sequence[tvm.ir.GlobalVar]) -> tvm.tirx.PrimFunc:
+    """One thread's part of all ops: (table, sizes, sync, first, last, thread, threads) -> int32 0."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True, is_private=True):
+        T.func_name("walk")
+        T.func_attr({"tirx.noalias": True})
+        T.func_ret(tvm.ir.PrimType("int32"))
+        handles = [T.arg(name, T.handle(dtype)) for name, dtype in _ARRAYS.items()]
+        first, last, thread, threads = (T.arg(name, T.int32()) for name in ("first", "last", "thread", "threads"))
+        table, sizes, sync = (
+            T.decl_buffer((EXTENT,), dtype, data=handle)
+            for handle, dtype in zip(handles, _ARRAYS.values(), strict=True)
+        )
+        with T.serial(first, last) as op:
             base = T.Bind(op.astype("int64") * stride(kernels))
             kernel = T.Bind(table[base].astype("int32"))
             guard = T.Bind(sizes[table[base + 2]].astype("int64"))
@@ -52,8 +78,8 @@ def program(kernels: Sequence[Kernel], architecture: str) -> tvm.IRModule:
                         _run_op(k, name, table, base, sizes, sync, thread, threads)
                 with T.If(threads > 1), T.Then():
                     T.evaluate(tirx.call_extern("int32", "mlc_barrier", tirx.address_of(sync[0]), threads))
-    functions[tvm.ir.GlobalVar(ENTRY)] = builder.get()
-    return tvm.IRModule(functions)
+        T.add_to_parent(tirx.Return(tirx.const(0, "int32")))
+    return builder.get()
 
 
 def _run_op(

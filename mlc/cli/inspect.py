@@ -261,7 +261,7 @@ def _mlc_version() -> str:
 
 def _usable_cores() -> int:
     try:
-        from mlc.backends.module import usable_cores
+        from mlc.backends.load import usable_cores
     except ImportError:
         return os.cpu_count() or 1
     return usable_cores()
