@@ -19,11 +19,13 @@ import tvm_ffi
 
 from mlc.errors import ArtifactError, Corrupt
 
-from .cpu.sync import MAX_THREADS, SYNC_WORDS
+from .cpu.sync import MAX_THREADS, SPINS, SYNC_WORDS
 from .cpu.table import ENTRY, HEAD, row
 from .load import LoadPolicy, usable_cores
 from .memory import ALIGNMENT, allocate
 from .program import Program, Ref, Size, evaluate_size
+
+_SPINS = 2000  # pauses of a waiting thread, about 50 to 100 µs; with more threads than cores it would block others
 
 Array = np.ndarray[Any, Any]
 Run = Callable[..., None]
@@ -59,6 +61,9 @@ def set_threads(threads: int) -> None:
     """Give the pool room for `threads`, and for all cores. Only the first call of a process has an effect."""
     os.environ.setdefault("TVM_BIND_THREADS", "0")  # pinning would ignore the cores this process was given
     os.environ.setdefault("TVM_NUM_THREADS", str(max(threads, usable_cores())))
+    os.environ.setdefault(
+        "TVM_THREAD_POOL_SPIN_COUNT", "3000"
+    )  # about a millisecond; 300000 would keep cores from others
 
 
 class _Pool(threading.local):
@@ -109,6 +114,7 @@ class Executor:
         self._slots: dict[Size, int] = {size: i for i, size in enumerate(sorted(sizes))}
         self._sizes = allocate(4 * (len(self._slots) + 1)).view(np.int32)
         self._sync = allocate(4 * SYNC_WORDS).view(np.int32)
+        self._sync[SPINS] = _SPINS if threads <= usable_cores() else 0
         self._table = self._build_table()
         self._arguments = tuple(tvm_ffi.from_dlpack(a) for a in (self._table.reshape(-1), self._sizes, self._sync))
 
