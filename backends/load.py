@@ -115,6 +115,11 @@ def foreign_load(old: Sample, new: Sample) -> float:
     return max(0.0, taken / elapsed) if elapsed > 0 else 0.0
 
 
+def threads_beside(foreign: float, most: int) -> int:
+    """How many threads to run beside others that take `foreign` cores: at least one, at most `most`."""
+    return max(1, min(most, math.floor(len(allowed_cores()) - foreign + _LEAVE)))
+
+
 def measure_foreign_load(seconds: float = 0.3) -> float | None:
     """The foreign load over the next `seconds`, in cores; None where the system does not tell."""
     old = read_sample()
