@@ -9,13 +9,13 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm_ffi
 
 from mlc.errors import ArtifactError, Corrupt
 
@@ -24,6 +24,20 @@ from .cpu.table import ENTRY, HEAD, row
 from .load import LoadPolicy, usable_cores
 from .memory import ALIGNMENT, allocate
 from .program import Program, Ref, Size, evaluate_size
+
+
+def _import_ffi() -> Any:
+    """tvm_ffi without PyTorch, which it imports wherever that is installed: two seconds for nothing that we use."""
+    if "torch" in sys.modules:
+        return importlib.import_module("tvm_ffi")
+    sys.modules["torch"] = None  # type: ignore[assignment]  # makes its import fail
+    try:
+        return importlib.import_module("tvm_ffi")
+    finally:
+        del sys.modules["torch"]
+
+
+tvm_ffi = _import_ffi()
 
 _SPINS = 2000  # pauses of a waiting thread, about 50 to 100 µs; with more threads than cores it would block others
 
