@@ -76,7 +76,7 @@ class Kernel:
             sizes = {name: T.arg(name, T.int32()) for name in self.sizes}
             lo, hi, thread = (T.arg(name, T.int32()) for name in ("lo", "hi", "thread"))
             buffers = {
-                p.name: T.decl_buffer((_EXTENT,), p.dtype, data=handle)
+                p.name: T.decl_buffer((EXTENT,), p.dtype, data=handle)
                 for p, handle in zip(self.pointers, handles, strict=True)
             }
             with import_llvm(self.helpers):
@@ -90,4 +90,4 @@ def import_llvm(text: str) -> AbstractContextManager[None]:
     return T.attr(tirx.const(0, "int32"), "pragma_import_llvm", text) if text else nullcontext()
 
 
-_EXTENT = 1 << 40  # extents are not checked in kernels; int64 keeps TIR from narrowing index arithmetic
+EXTENT = 1 << 40  # extents are not checked in kernels; int64 keeps TIR from narrowing index arithmetic
