@@ -6,7 +6,7 @@ vector of `lanes` rows times four bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,9 +85,9 @@ class PackedWeights:
     def zero(self) -> int:
         return zero_point(self.format, self.bytes)
 
-    def bind(self, f: Frame, block: Expr, width: int, ahead: int) -> BoundPacked:
-        """Row blocks `block` .. + width, fetched `ahead` bytes before they are needed; 0: not at all."""
-        starts = [let((block + b).astype("int64") * self.groups) for b in range(width)]
+    def bind(self, f: Frame, blocks: Sequence[Expr], ahead: int) -> BoundPacked:
+        """Row blocks `blocks`, fetched `ahead` bytes before they are needed; 0: as the machine does by itself."""
+        starts = [let(block.astype("int64") * self.groups) for block in blocks]
         return BoundPacked(self, f, starts, ahead)
 
 
@@ -175,7 +175,7 @@ class UnpackedWeights:
     def fill(self, f: Frame, block: Expr, width: int) -> None:
         """Unpack row blocks `block` .. + width."""
         p, out = self.packed, f["scratch"]
-        source = p.bind(f, block, width, 0)
+        source = p.bind(f, [block + b for b in range(width)], 0)
         start = let(f.thread.astype("int64") * self.bytes)
 
         def put(at: Expr, i: int, vectors: list[Expr]) -> None:

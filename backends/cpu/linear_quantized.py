@@ -22,7 +22,7 @@ from .emit import Registers, const, fma, let, splat
 from .group_weights import FLOATS, GroupWeights, PackedWeights, UnpackedWeights
 from .isa import Dot, Isa
 from .kernel import Expr, Frame, Kernel, Pointer
-from .linear import AHEAD, Family, Output, Tiling, each_tile
+from .linear import AHEAD, STREAMS, Family, Output, Tiling, each_tile
 
 
 def linear_quantized(
@@ -36,6 +36,7 @@ def linear_quantized(
     """
     output = Output(n, isa.lanes, 1, bias, accumulate)
     tiling = _tiling(isa, format, family)
+    items = tiling.items(output.blocks)
     packed = PackedWeights(k, format, isa, layout_for(isa, format).bytes)
     unpacked = UnpackedWeights(packed, tiling.widths[0]) if tiling.prepared else None
     product = _Product(k // format.group, format, isa)
@@ -45,18 +46,17 @@ def linear_quantized(
             assert unpacked is not None
             unpacked.fill(f, block, width)
 
-        def tile(row: Expr, block: Expr, height: int, width: int) -> None:
+        def tile(row: Expr, blocks: list[Expr], height: int) -> None:
             weights: GroupWeights
             if unpacked is not None:
-                weights = unpacked.bind(f, width)
+                weights = unpacked.bind(f, len(blocks))
             else:
-                weights = packed.bind(f, block, width, 0 if family == "matrix" else AHEAD)
-            sums = product.tile(f, row, weights, height, width)
-            for b in range(width):
-                first = let(block + b)
-                output.write(f, row, first, height, partial(_column, sums, width, b))
+                weights = packed.bind(f, blocks, AHEAD if family == "small" else 0)
+            sums = product.tile(f, row, weights, height, len(blocks))
+            for b, block in enumerate(blocks):
+                output.write(f, row, let(block), height, partial(_column, sums, len(blocks), b))
 
-        each_tile(f, tiling, tile, prepare)
+        each_tile(f, tiling, output.blocks, tile, prepare)
 
     floats = FLOATS[format.scale]
     pointers = [Pointer("x", "int8"), Pointer("x_scale", "float32"), Pointer("x_sum", "float32")]
@@ -68,7 +68,9 @@ def linear_quantized(
         pointers.append(Pointer("scratch", "uint8"))
     name = f"linear_{format}_n{n}_k{k}_{family}{output}"
     scratch = unpacked.bytes if unpacked is not None else 0
-    return Kernel(name, tuple(pointers), ("rows",), output.blocks, body, scratch=scratch, helpers=isa.helpers)
+    return Kernel(
+        name, tuple(pointers), ("rows",), lambda sizes: const(items), body, scratch=scratch, helpers=isa.helpers
+    )
 
 
 def _column(sums: Registers, width: int, block: int, t: int, vector: int) -> Expr:
@@ -79,12 +81,12 @@ def _column(sums: Registers, width: int, block: int, t: int, vector: int) -> Exp
 
 def _tiling(isa: Isa, format: Format, family: Family) -> Tiling:
     """Tiles whose accumulators stay in registers beside the weights being used."""
+    if family == "vector":
+        return Tiling((1,), (STREAMS, 1), streams=True)
     if isa.dot == "portable":
         return Tiling((2, 1), (1,))
     if isa.registers == 32:
         return Tiling((16, 8, 4, 2, 1), (1,), cached=4 if family == "matrix" else 1)
-    if family == "vector":
-        return Tiling((1,), (1,))
     return Tiling((4, 2, 1), (2, 1), prepared=family == "matrix")
 
 
