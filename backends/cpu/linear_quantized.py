@@ -17,8 +17,9 @@ from tvm.tirx.script.builder import ir as T
 from mlc.ir.types import Format
 
 from ..layouts import layout_for
+from .dots import dots
 from .emit import Registers, bits, const, fma, let, load, prefetch, splat, widen
-from .isa import Dot, Isa
+from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .linear import Family, Output, each_tile
 
@@ -114,12 +115,12 @@ class _Product:
         step = min(stored, 4 if nibbles else 8)
 
         def add(first: Expr, starts: list[Expr | None]) -> list[Expr]:
-            dots = [Dot(isa, start, nibbles=nibbles) for start in starts]
+            sums = dots(isa, starts, 1, nibbles=nibbles)
+            x_starts = [let(g * self.format.group + first * 4) for g in x_at]
             for vectors in self._weights(f["w"], at * stored + first, stored, step):
-                for t, dot in enumerate(dots):
-                    for quad, w in vectors:
-                        dot.add(w, isa.repeat_four(f["x"], x_at[t] * self.format.group + first * 4, quad))
-            return [dot.total() for dot in dots]
+                for quad, w in vectors:
+                    sums.add(f["x"], x_starts, quad, [w])
+            return sums.totals()
 
         if step == stored:
             return add(const(0), starts)

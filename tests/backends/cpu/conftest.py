@@ -142,8 +142,8 @@ def modelled(dtype: str, name: str, *args: Expr) -> Expr:
 class Qemu:
     """64-bit ARM under qemu-user: a program of a kernel and `driver.c`, its memory a file that both sides map."""
 
-    # Not `max`, which has every extension: a kernel may use those of its target only.
-    CPUS: ClassVar = {"aarch64": "cortex-a53", "neon": "neoverse-n1"}
+    # Not always `max`, which has every extension: a kernel may use those of its target only.
+    CPUS: ClassVar = {"aarch64": "cortex-a53", "neon": "neoverse-n1", "neon_i8mm": "max"}
     COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
     BASE = 1 << 33  # where a kernel sees the file
     threads = 4
