@@ -60,9 +60,8 @@ class PairedDots(Dots):
             for both in zip(*words, strict=True)
         ]
         for p, squares in enumerate(self._squares):
-            sixteens = [bits("int64x2", load(x, at[2 * p + i] + even // 4 * 16, 16)) for i in range(2)]
-            half = even % 4 // 2
-            values = let(bits("int8x16", tirx.Shuffle(sixteens, [half, 2 + half])))
+            eights = [load(x, at[2 * p + i] + even * 4, 8) for i in range(2)]
+            values = let(tirx.Shuffle(eights, list(range(16))))
             for square, two in zip(squares, rows, strict=True):
                 for i, w in enumerate(two):
                     square[i] = let(intrinsic("int32x4", "llvm.aarch64.neon.smmla", square[i], values, w))

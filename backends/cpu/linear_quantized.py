@@ -61,7 +61,10 @@ def _heights(isa: Isa) -> tuple[int, ...]:
     """Rows of x in a tile, whose accumulators stay in registers beside the weights being used."""
     if isa.dot == "portable":
         return (2, 1)
-    return (16, 8, 4, 2, 1) if isa.registers == 32 else (6, 3, 1)
+    if isa.registers == 16:
+        return (6, 3, 1)
+    # A vpdpbusd reads its activations from memory; elsewhere they take registers as well.
+    return (12, 8, 4, 2, 1) if isa.dot == "vnni" else (8, 4, 2, 1)
 
 
 def zero_point(format: Format, bytes: str) -> int:
