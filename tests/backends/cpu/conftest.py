@@ -175,7 +175,7 @@ class Qemu:
         for array in (table, sizes, sync):
             numbers += [memory.offset(array), array.size]
         command = [*compiled, str(self._folder / "memory"), *map(str, numbers)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}: {done.stderr}"
 
 

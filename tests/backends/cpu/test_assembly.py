@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+import tvm
 
 from mlc.backends.cpu import isa as isa_module
 from mlc.backends.cpu.isa import ISAS, host_isa
@@ -87,6 +88,6 @@ def test_inner_loops_are_byte_products_with_few_spills_and_no_calls(name: str, f
 def test_a_machine_gets_the_best_that_its_features_allow(
     monkeypatch: pytest.MonkeyPatch, triple: str, more: set[str], expected: str
 ) -> None:
-    monkeypatch.setattr(isa_module.tvm.target.codegen, "llvm_get_system_triple", lambda: triple)
+    monkeypatch.setattr(tvm.target.codegen, "llvm_get_system_triple", lambda: triple)
     monkeypatch.setattr(isa_module, "host_features", lambda: frozenset(more))
     assert host_isa().name == expected
