@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,9 +12,10 @@ from mlc.errors import ArtifactError
 
 from .artifact import WEIGHTS, Manifest, check, read_manifest, read_program
 from .executor import Executor, load_library, set_threads
+from .load import LoadPolicy, usable_cores
 from .memory import allocate
 from .program import Program, evaluate_dim
-from .weights_file import read
+from .weights_file import load_weights
 
 Array = np.ndarray[Any, Any]
 
@@ -44,52 +44,29 @@ class Batch(Protocol):
 SMALL = 32 << 20  # bytes of weights; they stay in a core's cache, and meeting at barriers costs more than it gains
 
 
-def usable_cores() -> int:
-    """The cores this process may use: its affinity mask, cut by the cgroup's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return cores
-
-
 class Artifact:
     """An opened artifact: manifest, native library and weights in memory."""
 
-    def __init__(self, folder: Path, *, threads: int | None = None) -> None:
-        """Raises ArtifactError and its kinds."""
+    def __init__(self, folder: Path, *, threads: int | None = None, mapped: bool | None = None) -> None:
+        """Steps run on `threads` threads; by default on as many cores as others leave free, one for a small model.
+        `mapped`: see `load_weights`. Raises ArtifactError and its kinds.
+        """
         self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
         check(folder, self.manifest)
         small = (folder / WEIGHTS).stat().st_size < SMALL
         self.threads = threads or (1 if small else usable_cores())
+        self._load = LoadPolicy(self.threads) if threads is None and self.threads > 1 else None
         set_threads(self.threads)
         self._run = load_library(folder / self.manifest.library)
-        self._weights = _load_weights(folder / WEIGHTS)
+        self._weights = load_weights(folder / WEIGHTS, mapped=mapped)
 
     def executor(self, program: Program, memory: Mapping[tuple[str, str], Array]) -> Executor:
         weights = {("weight", name): array for name, array in self._weights.items()}
-        return Executor(program, self._run, {**weights, **memory}, threads=self.threads)
+        return Executor(program, self._run, {**weights, **memory}, threads=self.threads, load=self._load)
 
     def weight(self, name: str) -> Array:
         return self._weights[name]
-
-
-def _load_weights(path: Path) -> dict[str, Array]:
-    """Weights copied into huge pages where the system offers them; see `memory` for what these are worth."""
-    size = path.stat().st_size
-    memory = allocate(size)
-    with path.open("rb", buffering=0) as file:
-        done = 0
-        while done < size:
-            count = file.readinto(memory[done : done + (1 << 28)].data)
-            if not count:
-                raise ArtifactError(f"{path} became shorter while it was read")
-            done += count
-    return read(path, memory)
 
 
 class Function:
@@ -245,7 +222,13 @@ class LanguageModel:
 
 
 def open_module(
-    folder: Path, *, threads: int | None = None, max_context: int | None = None, kv_tokens: int | None = None
+    folder: Path,
+    *,
+    threads: int | None = None,
+    max_context: int | None = None,
+    kv_tokens: int | None = None,
+    mapped: bool | None = None,
 ) -> LanguageModel:
     """The language model in an artifact. Call it from one thread only. Raises ArtifactError and its kinds."""
-    return LanguageModel(Artifact(folder, threads=threads), max_context=max_context, kv_tokens=kv_tokens)
+    artifact = Artifact(folder, threads=threads, mapped=mapped)
+    return LanguageModel(artifact, max_context=max_context, kv_tokens=kv_tokens)

@@ -15,7 +15,7 @@ from tvm.target.codegen import llvm_get_system_cpu
 
 from mlc.errors import TargetUnavailable
 
-from .emit import bits, const, intrinsic, let, load, splat
+from .emit import bits, const, intrinsic, let, load, pin, pin_ir, splat
 
 Expr = Any  # a TIR expression
 
@@ -52,6 +52,13 @@ class Isa:
     def float_rows(self) -> int:
         """Rows of a float weight in a row block: enough accumulators to hide the latency of an fma."""
         return max(16, 2 * self.lanes)
+
+    @property
+    def helpers(self) -> str:
+        """LLVM IR text of what a kernel with a `Dot` calls."""
+        if self.dot != "maddubs":
+            return ""
+        return pin_ir(f"int16x{self.lanes * 2}", "v") + pin_ir(f"int32x{self.lanes}", "v")
 
     def repeat_four(self, buffer: Expr, start: Expr, quad: int) -> Expr:
         """Bytes `start + 4 * quad` .. + 3 of an int8 buffer, repeated through a vector; `start` is a multiple of 16."""
@@ -128,7 +135,10 @@ class Dot:
                 values = tirx.Select(signed < zero, zero - values, values)
             weights = intrinsic(dtype, "llvm.abs", signed, const(0, "bool"))
         product = intrinsic(*pairs, weights, values)
-        self._pairs = let(product if self._pairs is None else self._pairs + product)
+        if not self.nibbles:
+            self._pairs = let(product)
+        else:
+            self._pairs = let(pin(product if self._pairs is None else self._pairs + product))
         self._pending += 1
         if self._pending == (8 if self.nibbles else 1):
             self._flush()
@@ -137,7 +147,7 @@ class Dot:
         isa = self.isa
         name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[isa.lanes]
         fours = intrinsic(f"int32x{isa.lanes}", name, self._pairs, splat(const(1, "int16"), isa.lanes * 2))
-        self._total = let(fours if self._total is None else self._total + fours)
+        self._total = let(pin(fours if self._total is None else self._total + fours))
         self._pairs, self._pending = None, 0
 
 

@@ -20,13 +20,12 @@ from typing import Literal
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .emit import Registers, const, let, load, stack, store, when
+from .emit import const, let, load, stack, store, when
 from .kernel import Expr, Frame, Pointer
 
 Family = Literal["vector", "small", "matrix"]
 
 AHEAD = 4096  # bytes of weights asked for before they are needed
-_CACHED = 4  # row blocks of a matrix tile that share a pass over x
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +53,8 @@ class Output:
         """Row blocks: the items of the kernel, whatever its sizes."""
         return const(-(-self.n // (self.lanes * self.vectors)))
 
-    def write(self, f: Frame, row: Expr, block: Expr, sums: Registers, height: int) -> None:
-        """Write `sums` (`vectors` for each of `height` rows from `row` on) to the columns of row block `block`."""
+    def write(self, f: Frame, row: Expr, block: Expr, height: int, sums: Callable[[int, int], Expr]) -> None:
+        """Write sums(t, vector), for `height` rows from `row` on, to the columns of row block `block`."""
         lanes, width = self.lanes, self.lanes * self.vectors
         full, rest = divmod(self.n, width)
         first, column = let(row.astype("int64") * self.n + block * width), let(block * width)
@@ -64,14 +63,13 @@ class Output:
             for t in range(height):
                 for v in range(self.vectors):
                     at = let(first + (t * self.n + v * lanes))
-                    value = self._finish(f, sums[t * self.vectors + v], column + v * lanes, at, lanes)
-                    store(f["y"], at, value, lanes)
+                    store(f["y"], at, self._finish(f, sums(t, v), column + v * lanes, at, lanes), lanes)
 
         def part() -> None:
             spill = stack(width, "float32")
             for t in range(height):
                 for v in range(self.vectors):
-                    store(spill, v * lanes, sums[t * self.vectors + v], lanes)
+                    store(spill, v * lanes, sums(t, v), lanes)
                 with T.serial(0, rest) as i:
                     at = let(first + t * self.n + i)
                     store(f["y"], at, self._finish(f, spill[i], column + i, at, 1), 1)
@@ -89,27 +87,43 @@ class Output:
         return value
 
 
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """The tiles of a kernel: rows of x (`heights`) and row blocks side by side (`widths`), each list falling to 1.
+
+    `prepared`: something is made of a row block before its tiles, to be used by all of them. Otherwise `cached` times
+    the width row blocks share a pass over x.
+    """
+
+    heights: tuple[int, ...]
+    widths: tuple[int, ...]
+    prepared: bool = False
+    cached: int = 1
+
+
 def each_tile(
     f: Frame,
-    family: Family,
-    heights: tuple[int, ...],
+    tiling: Tiling,
     tile: Callable[[Expr, Expr, int, int], None],
-    prepare: Callable[[Expr], None] | None = None,
+    prepare: Callable[[Expr, int], None],
 ) -> None:
-    """tile(row, block, height, ahead) for all rows of the step and the row blocks of this call.
+    """tile(row, block, height, width) for all rows of the step and the row blocks of this call.
 
-    `heights` are the rows a tile may have, falling to 1; `ahead` is how far to prefetch weights, 0 for not at all.
-    prepare(block) comes before all tiles of a block.
+    prepare(block, width) comes before all tiles of these blocks where the tiling says so.
     """
-    cached = _CACHED if family == "matrix" and prepare is None else 1
-    with T.serial(0, (f.hi - f.lo + (cached - 1)) // cached) as number:
-        lo = let(f.lo + number * cached)
-        hi = let(tirx.min(lo + cached, f.hi))
-        if prepare is not None:
-            prepare(lo)
-        done: Expr = const(0)
-        for height in (1,) if family == "vector" else heights:
-            count = let((f["rows"] - done) // height)
-            with T.serial(0, count) as i, T.serial(lo, hi) as block:
-                tile(let(done + i * height), block, height, 0 if family == "matrix" else AHEAD)
-            done = let(done + count * height)
+    begin: Expr = f.lo
+    for width in tiling.widths:
+        together = width * tiling.cached
+        end = let(begin + (f.hi - begin) // width * width)
+        with T.serial(0, (end - begin + (together - 1)) // together) as number:
+            lo = let(begin + number * together)
+            hi = let(tirx.min(lo + together, end))
+            if tiling.prepared:
+                prepare(lo, width)
+            done: Expr = const(0)
+            for height in tiling.heights:
+                count = let((f["rows"] - done) // height)
+                with T.serial(0, count) as i, T.serial(0, (hi - lo) // width) as j:
+                    tile(let(done + i * height), let(lo + j * width), height, width)
+                done = let(done + count * height)
+        begin = end

@@ -9,9 +9,10 @@ from tvm.tirx.script.builder import ir as T
 from .emit import Registers, fma, let, load, prefetch, splat, store, widen
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
-from .linear import Family, Output, each_tile
+from .linear import AHEAD, Family, Output, Tiling, each_tile
 
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "uint16"}  # of weights in memory
+_CACHED = 4  # row blocks that share a pass over x where there are many rows
 _BYTES = {"float32": 4, "float16": 2, "uint16": 2}
 
 
@@ -28,21 +29,25 @@ def linear_float(
     # Few registers make low tiles, which would widen each weight many times over: do it once for all rows of x.
     widened = family == "matrix" and isa.registers == 16 and format != "f32"
 
+    heights = (1,) if family == "vector" else product.heights()
+    cached = _CACHED if family == "matrix" and not widened else 1
+    ahead = 0 if family == "matrix" else AHEAD
+
     def body(f: Frame) -> None:
         w = Weights(f["w"], product.dtype)
         start = let(f.thread.astype("int64") * (k * isa.float_rows))
 
-        def widen_block(block: Expr) -> None:
+        def widen_block(block: Expr, width: int) -> None:
             product.widen(w, block, f["scratch"], start)
 
-        def tile(row: Expr, block: Expr, height: int, ahead: int) -> None:
+        def tile(row: Expr, block: Expr, height: int, width: int) -> None:
             if widened:
                 sums = product.tile(f["x"], row, Weights(f["scratch"], "float32"), start, height, 0)
             else:
                 sums = product.tile(f["x"], row, w, product.start(block), height, ahead)
-            output.write(f, row, block, sums, height)
+            output.write(f, row, block, height, lambda t, v: sums[t * output.vectors + v])
 
-        each_tile(f, family, product.heights(), tile, widen_block if widened else None)
+        each_tile(f, Tiling(heights, (1,), widened, cached), tile, widen_block)
 
     pointers = [Pointer("x", "float32"), Pointer("w", DTYPES[format]), *output.pointers()]
     if widened:

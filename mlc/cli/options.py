@@ -54,7 +54,7 @@ Threads: TypeAlias = Annotated[
     typer.Option(
         "--threads",
         min=1,
-        help="Threads of the engine. Default: the cores.",
+        help="Threads of the engine. Default: the cores that others leave free.",
         show_default=False,
         rich_help_panel=_ENGINE,
     ),

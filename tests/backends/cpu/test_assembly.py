@@ -15,17 +15,18 @@ from mlc.backends.cpu.linear_quantized import linear_quantized
 from mlc.backends.tvm.listing import listing
 from mlc.ir.types import parse_format
 
-# The byte product, and how many stack accesses to one of them an inner loop may have.
+# The byte product, and how many stack accesses to one of them an inner loop with many may have.
 PRODUCTS = {
-    "avx512_vnni": (r"vpdpbusd\s.*%zmm", 0.15),
-    "avx512": (r"vpmaddubsw\s.*%zmm", 0.1),
-    "avx_vnni": (r"vpdpbusd\s.*%ymm", 0.1),
-    "avx2": (r"vpmaddubsw\s.*%ymm", 1.5),
+    "avx512_vnni": (r"vpdpbusd\s.*%zmm", 0.0),
+    "avx512": (r"vpmaddubsw\s.*%zmm", 0.0),
+    "avx_vnni": (r"vpdpbusd\s.*%ymm", 0.8),
+    "avx2": (r"vpmaddubsw\s.*%ymm", 0.4),
     "neon": (r"sdot\s+v\d+\.4s", 0.25),
-    "neon_i8mm": (r"smmla\s+v\d+\.4s", 1.0),
-    "x86_64": (r"pm(addwd|ull?w|uludq)\s.*%xmm", 0.7),
+    "neon_i8mm": (r"smmla\s+v\d+\.4s", 0.0),
+    "x86_64": (r"pm(addwd|ull?w|uludq)\s.*%xmm", 0.9),
     "aarch64": (r"mla\s+v\d+\.4s", 0.25),
 }
+FEW = 16  # stack accesses that any inner loop may have
 FAMILIES: tuple[Family, ...] = ("vector", "small", "matrix")
 
 _LABEL = re.compile(r"(\.LBB\w+):")
@@ -66,7 +67,7 @@ def test_inner_loops_are_byte_products_with_few_spills_and_no_calls(name: str, f
         assert loops, f"{family}: no inner loop with {pattern}"
         for count, loop in loops:
             spills = sum(bool(_STACK.search(line)) for line in loop)
-            assert spills <= bound * count, f"{family}: {spills} stack accesses to {count} products"
+            assert spills <= max(FEW, bound * count), f"{family}: {spills} stack accesses to {count} products"
             calls = [line.split()[-1] for line in loop if _CALL.search(line)]
             if name == "x86_64":  # without f16c a float16 scale is widened by the compiler's library
                 calls = [callee for callee in calls if not callee.startswith("__extendhfsf2")]

@@ -56,7 +56,7 @@ def quantized_rows(x: Array, group: int) -> dict[str, Array]:
     inverse = np.where(usable, np.float32(127) / np.where(usable, peak, 1), 0).astype(np.float32)
     q = np.rint(grouped * inverse[..., None])
     scale = np.where(usable, peak / np.float32(127), 0).astype(np.float32)
-    return {"x": q.astype(np.int8).reshape(x.shape), "x_scale": scale, "x_sum": q.sum(-1).astype(np.int32)}
+    return {"x": q.astype(np.int8).reshape(x.shape), "x_scale": scale, "x_sum": q.sum(-1).astype(np.float32) * scale}
 
 
 def quantized_operands(w: QuantizedArray, isa: Isa) -> dict[str, Array]:
@@ -194,7 +194,7 @@ def test_rows_are_quantized_as_numpy_does_in_float32(run_kernel: Run, runnable: 
     x[3] *= 1e30
     expected = quantized_rows(x, group)
     shape = x.shape[0], x.shape[1] // group
-    outputs = {"q": (x.shape, np.int8), "scale": (shape, np.float32), "sum": (shape, np.int32)}
+    outputs = {"q": (x.shape, np.int8), "scale": (shape, np.float32), "sum": (shape, np.float32)}
     for isa in runnable:
         got = run_kernel(quantize_rows(k, group, isa), {"x": x}, {"rows": 5}, outputs=outputs, isa=isa)
         for name, other in (("q", "x"), ("scale", "x_scale"), ("sum", "x_sum")):
