@@ -18,9 +18,10 @@ from tvm.tirx.script.builder import ir as T
 from mlc.ir.types import Format
 
 from ..layouts import layout_for
+from .dots import dots
 from .emit import Registers, const, fma, let, splat
 from .group_weights import FLOATS, GroupWeights, PackedWeights, UnpackedWeights
-from .isa import Dot, Isa
+from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .linear import AHEAD, STREAMS, Family, Output, Tiling, each_tile
 
@@ -86,7 +87,9 @@ def _tiling(isa: Isa, format: Format, family: Family) -> Tiling:
     if isa.dot == "portable":
         return Tiling((2, 1), (1,))
     if isa.registers == 32:
-        return Tiling((16, 8, 4, 2, 1), (1,), cached=4 if family == "matrix" else 1)
+        # A vpdpbusd reads its activations from memory; elsewhere they take registers as well.
+        heights = (12, 8, 4, 2, 1) if isa.dot == "vnni" else (8, 4, 2, 1)
+        return Tiling(heights, (1,), cached=4 if family == "matrix" else 1)
     return Tiling((4, 2, 1), (2, 1), prepared=family == "matrix")
 
 
@@ -105,12 +108,12 @@ class _Product:
         with T.serial(0, self.groups) as number:
             weights.fetch(number)
             x_at = [let(x_start + (number + t * self.groups)) for t in range(height)]
-            dots = self._dots(f, weights, number, x_at, width)
+            products = self._dots(f, weights, number, x_at, width)
             scales, offsets = weights.scales(number)
             for t in range(height):
                 x_scale = let(splat(f["x_scale"][x_at[t]], lanes))
                 for b in range(width):
-                    scaled = dots[t * width + b].astype(f"float32x{lanes}") * x_scale
+                    scaled = products[t * width + b].astype(f"float32x{lanes}") * x_scale
                     sums[t * width + b] = fma(scaled, scales[b], sums[t * width + b])
                 if offsets:
                     x_sum = let(splat(f["x_sum"][x_at[t]], lanes))
@@ -125,13 +128,11 @@ class _Product:
         count = len(x_at) * width
 
         def add(step: Expr, starts: Sequence[Expr | None]) -> list[Expr]:
-            dots = [Dot(isa, start, nibbles=nibbles) for start in starts]
+            sums = dots(isa, starts, width, nibbles=nibbles)
+            x_starts = [let(at * group + step * (weights.step * 4)) for at in x_at]
             for quad, vectors in weights.quads(number, step):
-                for t, at in enumerate(x_at):
-                    values = let(isa.repeat_four(f["x"], at * group + step * (weights.step * 4), quad))
-                    for b, vector in enumerate(vectors):
-                        dots[t * width + b].add(vector, values)
-            return [dot.total() for dot in dots]
+                sums.add(f["x"], x_starts, quad, vectors)
+            return sums.totals()
 
         if weights.steps == 1:
             return add(const(0), [None] * count)

@@ -107,7 +107,7 @@ MIXED = ((5, 100, 33, 64, 130, 1), (5, 1, 20, 64, 3, 1))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape[:5])))
-@pytest.mark.parametrize("name", ["host", "avx2"])
+@pytest.mark.parametrize("name", ["host", "avx2", "avx512", "neon"])
 def test_attention_of_a_ragged_batch_equals_torch_and_does_not_depend_on_the_tile(
     run_kernel: Run, runnable: list[Isa], shape: Any, name: str
 ) -> None:
@@ -151,7 +151,7 @@ def test_very_unequal_scores_give_one_token_all_the_weight(run_kernel: Run) -> N
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(("kv_heads", "d", "page"), [(1, 7, 8), (2, 33, 32), (3, 64, 16)])
-@pytest.mark.parametrize("name", ["host", "avx2"])
+@pytest.mark.parametrize("name", ["host", "avx2", "avx512", "neon"])
 def test_kv_append_writes_its_slots_and_nothing_else(
     run_kernel: Run, runnable: list[Isa], dtype: str, kv_heads: int, d: int, page: int, name: str
 ) -> None:

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from mlc.backends.cpu.embed import embed
-from mlc.backends.cpu.isa import ISAS, Isa, host_isa
+from mlc.backends.cpu.isa import Isa, host_isa
 from mlc.backends.cpu.linear import Family
 from mlc.backends.cpu.linear_float import linear_float
 from mlc.backends.cpu.linear_quantized import linear_quantized
 from mlc.backends.cpu.quantize_rows import quantize_rows
 from mlc.backends.layouts import layout_for, pack
-from mlc.backends.tvm.build import assembly
 from mlc.ir.arrays import QuantizedArray
 from mlc.ir.types import Format, parse_format
 
@@ -231,22 +230,3 @@ def test_embeddings_are_rows_of_the_packed_float_weight(run_kernel: Run, runnabl
             "y"
         ]
         assert np.array_equal(y, exact[ids]), isa.name
-
-
-@pytest.mark.parametrize(
-    ("name", "instruction"),
-    [
-        ("avx512_vnni", "vpdpbusd"),
-        ("avx512", "vpmaddubsw"),
-        ("avx_vnni", "vpdpbusd"),
-        ("avx2", "vpmaddubsw"),
-        ("neon", "sdot"),
-        ("x86_64", "pmaddwd"),
-        ("aarch64", "mla"),
-    ],
-)
-def test_each_instruction_set_compiles_to_its_own_byte_product(name: str, instruction: str) -> None:
-    kernels = [linear_quantized(32, 64, Format(4), ISAS[name], "vector"), quantize_rows(64, 32, ISAS[name])]
-    text = assembly(kernels, ISAS[name])
-    assert instruction in text
-    assert "zmm" not in text or name.startswith("avx512")
