@@ -1,50 +1,91 @@
-"""How fast a model reads prompts and writes answers, by the method of `mistralrs bench`, so that numbers compare.
+"""How fast a model reads prompts and writes answers: the cases, the order in which sides take turns, the numbers.
 
-Prompts are synthetic token ids, different in each iteration and the same for every engine. Nothing stops an answer but
-its length. Knows no engine: it is given a function that generates, and a clock.
+The cases are those of `mistralrs bench`, so that numbers compare: synthetic token ids, greedy, nothing stops an answer
+but its length. Every side is a worker that answers orders (see `peers/serve.py`); while one is timed, the others wait.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from statistics import fmean, pstdev
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from statistics import fmean, median, pstdev
+from typing import Any, Literal, Protocol
 
 from mlc.errors import BadConfig
 
-Generate = Callable[[list[int], int], Iterator[int]]
-"""(prompt, answer length) -> how many tokens came, each time that some came."""
 Clock = Callable[[], float]
 """Seconds."""
+
+FOREIGN_LIMIT = 0.1  # share of the machine that others may take before a number is marked
+_SECONDS = 120.0  # that any order may take
+_SLOWEST = 1.0  # tokens per second; who is slower counts as stuck
+_START_PROMPT = 32  # tokens
+START_CONTEXT = 512  # tokens
+
+
+class Side(Protocol):
+    """A process that is measured; see `workers.Worker`."""
+
+    name: str
+
+    def ask(self, do: str, *, seconds: float = ..., **order: Any) -> dict[str, Any]: ...
+    def settle(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`prefill`: read `prompt` tokens and write one. `decode`: write `generated` tokens after a prompt of `prompt`."""
+    """`prefill`: read `prompt` tokens and choose one. `decode`: write `generated` tokens to each of `streams` sequences
+    of `prompt` tokens, all in one batch.
+    """
 
     kind: Literal["prefill", "decode"]
     prompt: int  # tokens
-    generated: int  # tokens
+    generated: int  # tokens of one stream
+    streams: int = 1
 
     @property
-    def tokens(self) -> int:
-        return self.prompt + self.generated
+    def context(self) -> int:
+        """Tokens that one stream needs room for. A stream whose prompt is read first writes until the last is read."""
+        return self.prompt + self.generated + self.streams + 1
+
+    @property
+    def counted(self) -> int:
+        """Tokens by which the rate is counted."""
+        return self.prompt if self.kind == "prefill" else self.generated * self.streams
 
     @property
     def label(self) -> str:
         if self.kind == "prefill":
             return f"TTFT ({self.prompt} input tokens)"
-        return f"Decode ({self.generated} tokens @ d{self.prompt})"
+        streams = f", {self.streams} streams" if self.streams > 1 else ""
+        return f"Decode ({self.generated} tokens @ d{self.prompt}{streams})"
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The rates of all iterations, in tokens per second."""
+    """All timed spans of one side in one case."""
 
     case: Case
-    rates: tuple[float, ...]
+    seconds: tuple[float, ...]
+    foreign: tuple[float, ...]  # shares of the machine that other processes took meanwhile
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def time(self) -> float:
+        """Seconds, the median."""
+        return median(self.seconds)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Tokens per second."""
+        return tuple(self.case.counted / max(seconds, 1e-9) for seconds in self.seconds)
+
+    @property
+    def rate(self) -> float:
+        """The median."""
+        return median(self.rates)
 
     @property
     def mean(self) -> float:
@@ -57,25 +98,55 @@ class Result:
 
     @property
     def latency(self) -> float:
-        """Mean milliseconds to the first token (prefill), or from token to token (decode)."""
-        tokens = self.case.prompt if self.case.kind == "prefill" else 1
-        return fmean(1000 * tokens / rate for rate in self.rates)
+        """Mean milliseconds to the first token (prefill), or from token to token of a stream (decode)."""
+        tokens = 1 if self.case.kind == "prefill" else self.case.generated
+        return fmean(1000 * seconds / tokens for seconds in self.seconds)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether others took so much of the machine that the number says little."""
+        return median(self.foreign) > FOREIGN_LIMIT
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "test": self.case.kind,
+            "prompt": self.case.prompt,
+            "generated": self.case.generated,
+            "streams": self.case.streams,
+            "tokens_per_second": self.rate,
+            "mean": self.mean,
+            "deviation": self.deviation,
+            "latency_ms": self.latency,
+            "rates": list(self.rates),
+            "foreign": list(self.foreign),
+            "disturbed": self.disturbed,
+            "settings": dict(self.settings),
+        }
 
 
-def cases(prompts: Sequence[int], generated: Sequence[int], depths: Sequence[int]) -> list[Case]:
+def cases(
+    prompts: Sequence[int],
+    generated: Sequence[int],
+    depths: Sequence[int],
+    streams: Sequence[int] = (1,),
+    *,
+    or_none: bool = False,
+) -> list[Case]:
     """Every prefill and every decode case of a sweep. A prompt of 0 skips prefill, an answer under 2 skips decode.
 
-    Raises BadConfig.
+    Raises BadConfig, also where nothing is left, unless that is asked for (`or_none`).
     """
     if min((*prompts, *generated, *depths), default=0) < 0:
         raise BadConfig("lengths must not be negative")
     decodes = [length for length in generated if length >= 2]
     if decodes and 0 in depths:
         raise BadConfig("--depth must be greater than 0 when decode is measured (--gen-len 2 or more)")
+    if decodes and min(streams, default=0) < 1:
+        raise BadConfig("--streams must be greater than 0")
     result = [Case("prefill", length, 1) for length in prompts if length]
-    result += [Case("decode", depth, length) for length in decodes for depth in depths]
-    if not result:
-        raise BadConfig("nothing to measure: give --prompt-len above 0, or --gen-len 2 or more")
+    result += [Case("decode", depth, length, n) for length in decodes for n in streams for depth in depths]
+    if not result and not or_none:
+        raise BadConfig("nothing to measure: give --prompt-len above 0, or --gen-len 2 or more, or --start")
     return result
 
 
@@ -85,54 +156,120 @@ def prompt(case: int, iteration: int, length: int, vocab: int) -> list[int]:
     return [(1000 + (start + i) % 2048) % vocab for i in range(length)]
 
 
-def measure(
-    generate: Generate,
-    todo: Sequence[Case],
-    *,
-    vocab: int,
-    context: int,
-    iterations: int = 3,
-    warmup: int = 1,
-    clock: Clock = time.perf_counter,
-    progress: Callable[[Case, int], None] = lambda case, iteration: None,
-) -> list[Result]:
-    """Run every case `warmup + iterations` times, the warm-ups uncounted.
-
-    `progress` is called before each run. Raises BadConfig where a case does not fit `context`, the model's tokens.
-    """
+def check(todo: Sequence[Case], *, context: int, sequences: int, iterations: int, warmup: int) -> None:
+    """Raises BadConfig where a case does not fit the model: its `context` tokens and `sequences` of a step."""
     if iterations < 1:
         raise BadConfig("--iterations must be greater than 0")
     if warmup < 0:
         raise BadConfig("--warmup must not be negative")
-    longest = max(case.tokens for case in todo)
+    most = max((case.streams for case in todo), default=0)
+    if most > sequences:
+        raise BadConfig(f"--streams {most} is more than the {sequences} sequences this model was compiled for")
+    longest = max((case.context for case in todo), default=0)
     if longest > context:
         raise BadConfig(
             f"the benchmark needs {longest} tokens of context and the model has {context}; shorten --prompt-len, "
-            "--gen-len or --depth, or raise --max-context"
+            "--gen-len or --depth"
         )
-    results: list[Result] = []
+
+
+def measure(
+    sides: Sequence[Side],
+    todo: Sequence[Case],
+    *,
+    vocab: int,
+    iterations: int = 3,
+    warmup: int = 1,
+    expected: Sequence[int] = (),
+    progress: Callable[[Case, int], None] = lambda case, iteration: None,
+    between: Callable[[Case], None] = lambda case: None,
+) -> list[tuple[Result, ...]]:
+    """Run every case `warmup + iterations` times on each side by turns, the warm-ups uncounted.
+
+    A result for each case and side. `expected` processes are not counted as foreign; `progress` is called before each
+    round, `between` after each that counts.
+    """
+    results: list[tuple[Result, ...]] = []
     for number, case in enumerate(todo):
-        rates: list[float] = []
+        settings = [_setup(side, case, number, vocab) for side in sides]
+        spans: list[list[dict[str, float]]] = [[] for _ in sides]
         for iteration in range(warmup + iterations):
             progress(case, iteration)
-            rate = _rate(generate, case, prompt(number, iteration, case.prompt, vocab), clock)
+            for side, taken in zip(sides, spans, strict=True):
+                span = _run(side, case, prompt(number, iteration, case.prompt, vocab), expected)
+                side.settle()
+                if iteration >= warmup:
+                    taken.append(span)
             if iteration >= warmup:
-                rates.append(rate)
-        results.append(Result(case, tuple(rates)))
+                between(case)
+        results.append(
+            tuple(
+                Result(case, tuple(s["seconds"] for s in taken), tuple(s["foreign"] for s in taken), chosen)
+                for taken, chosen in zip(spans, settings, strict=True)
+            )
+        )
     return results
 
 
-def _rate(generate: Generate, case: Case, tokens: list[int], clock: Clock) -> float:
-    """Tokens per second of one run."""
-    begin = clock()
-    first = last = begin
-    count = 0
-    for came in generate(tokens, case.generated):
-        last = clock()
-        if not count:
-            first = last
-        count += came
-    assert count == case.generated, f"asked for {case.generated} tokens, got {count}"
-    if case.kind == "prefill":
-        return case.prompt / max(first - begin, 1e-9)
-    return (case.generated - 1) / max(last - first, 1e-9)
+def _setup(side: Side, case: Case, number: int, vocab: int) -> dict[str, Any]:
+    """Make a side ready for a case; returns its settings."""
+    seconds = _allowance(case)
+    settings = side.ask("setup", seconds=seconds, kind=case.kind, context=case.context, streams=case.streams)
+    if case.kind == "decode":
+        prompts = [prompt(number, stream, case.prompt, vocab) for stream in range(case.streams)]
+        side.ask("fill", seconds=seconds, prompts=prompts)
+    side.settle()
+    return settings
+
+
+def _run(side: Side, case: Case, tokens: list[int], expected: Sequence[int]) -> dict[str, float]:
+    order: dict[str, Any] = {"prompt": tokens} if case.kind == "prefill" else {"tokens": case.generated}
+    span = side.ask(case.kind, seconds=_allowance(case), expected=list(expected), **order)
+    return {name: float(value) for name, value in span.items()}
+
+
+def _allowance(case: Case) -> float:
+    """Seconds after which a side counts as stuck."""
+    return _SECONDS + case.context * case.streams / _SLOWEST
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A process from its start to its first token, medians of several."""
+
+    first_token_seconds: float
+    resident: int  # bytes, when the first token was there
+    peak: int  # bytes, until then
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Opener = Callable[[], AbstractContextManager[Side]]
+"""Starts a side's process, with the model loaded."""
+
+
+def measure_starts(
+    openers: Sequence[Opener], *, vocab: int, context: int, iterations: int, clock: Clock = time.perf_counter
+) -> list[Start]:
+    """Start each side anew `iterations` times, by turns."""
+    taken = [
+        [_start(opener, vocab, min(context, START_CONTEXT), clock) for opener in openers] for _ in range(iterations)
+    ]
+    return [
+        Start(
+            median(seconds for seconds, _ in of_side),
+            int(median(memory["resident"] for _, memory in of_side)),
+            int(median(memory["peak"] for _, memory in of_side)),
+        )
+        for of_side in zip(*taken, strict=True)
+    ]
+
+
+def _start(opener: Opener, vocab: int, context: int, clock: Clock) -> tuple[float, dict[str, int]]:
+    """Seconds to the first token, and the memory it took."""
+    began = clock()
+    with opener() as side:
+        side.ask("setup", kind="prefill", context=context, streams=1)
+        side.ask("prefill", prompt=prompt(0, 0, min(_START_PROMPT, context - 2), vocab))
+        return clock() - began, side.ask("memory")

@@ -1,7 +1,7 @@
 """What one step of a graph reads, writes and computes, op by op, from the types alone.
 
-The step modelled is decoding: each of `tokens` sequences adds one token and attends to `context` cached ones. What
-depends on weights alone happens when a model is converted, so it costs a step nothing.
+A step either decodes, and each of its sequences adds one token and attends to `context` tokens, or it reads a chunk of
+one prompt. What depends on weights alone happens when a model is converted, so it costs a step nothing.
 """
 
 from __future__ import annotations
@@ -81,10 +81,14 @@ _TABLES = frozenset({"frequencies"})
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The sizes of the step: values of the graph's symbols, and tokens of context that each row attends to."""
+    """The sizes of the step: values of the graph's symbols, and tokens of context that a sequence has after it.
+
+    A sequence adds `chunk` rows; the last of them attends to the whole context, each one before to a token less.
+    """
 
     symbols: Mapping[str, int]
     context: int
+    chunk: int = 1
 
     def count(self, shape: Iterable[Dim]) -> int:
         """Numbers in a tensor of this shape."""
@@ -103,6 +107,20 @@ class Step:
 def decode_step(*, tokens: int = 1, context: int = 512) -> Step:
     """One token for each of `tokens` sequences. Symbols other than n and r (batch, say) are 1."""
     return Step({"n": tokens, "r": tokens}, context)
+
+
+def prefill_step(tokens: int, *, context: int, samples: bool = True) -> Step:
+    """`tokens` of one prompt, which make its context `context` tokens; it `samples` with its last."""
+    return Step({"n": tokens, "r": int(samples)}, context, tokens)
+
+
+def prefill_steps(tokens: int, *, most: int) -> list[Step]:
+    """The steps, of at most `most` tokens each, that read a prompt of `tokens` into an empty cache."""
+    ends = [*range(most, tokens, most), tokens]
+    starts = [0, *ends[:-1]]
+    return [
+        prefill_step(end - start, context=end, samples=end == tokens) for start, end in zip(starts, ends, strict=True)
+    ]
 
 
 def constants(graph: Graph) -> set[Value]:
@@ -132,9 +150,9 @@ def costs(graph: Graph, step: Step) -> list[tuple[Node, Cost]]:
 
 
 def _cost(node: Node, constant: set[Value], step: Step) -> Cost:
-    operations = _operations(node, step)
-    if node.op.name in _FREE:
+    if node.op.name in _FREE or not any(step.count(v.tensor.shape) for v in node.outputs if isinstance(v.type, Tensor)):
         return Cost()
+    operations = _operations(node, step)
     weights = activations = 0.0
     for operand, value in zip(node.op.operands, node.inputs, strict=False):
         if isinstance(value.type, State) or operand in _TABLES:
@@ -164,17 +182,19 @@ def _cache(node: Node, step: Step) -> float:
     item = NUMBER_BITS[states[0].dtype] / 8
     if node.op.name == "attention":
         rows, _, width = node.output.tensor.shape
-        return 2 * step.count((rows, width)) * _attrs(node, "kv_heads") * _reach(node, step) * item
+        window = _attrs(node, "window") + step.chunk - 1 if _attrs(node, "window") else step.context
+        sequences = step.count((rows,)) / step.chunk
+        return 2 * sequences * step.count((width,)) * _attrs(node, "kv_heads") * min(step.context, window) * item
     if node.op.name == "kv_append":
         return 2 * step.count(node.inputs[1].tensor.shape) * item
     rows, _, width = node.outputs[0].tensor.shape
     return 2 * step.count((rows, width)) * _attrs(node, "kv_heads") * item
 
 
-def _reach(node: Node, step: Step) -> int:
-    """Tokens that a row of an attention node reads."""
-    window = _attrs(node, "window")
-    return min(step.context, window) if window else step.context
+def _reach(node: Node, step: Step) -> float:
+    """Tokens that a row of an attention node reads, on average."""
+    window = _attrs(node, "window") or step.context
+    return sum(min(step.context - i, window) for i in range(step.chunk)) / step.chunk
 
 
 def _attrs(node: Node, name: str) -> int:

@@ -101,20 +101,10 @@ def test_bench_measures_and_prints_for_people_and_programs(cli: Mlc, tiny: Path)
     assert told["threads"] == 1 and told["machine"]["cores"] >= 1 and told["quantization"] == "none"
     shown = cli("bench", "-m", tiny, *sizes).stdout
     assert shown.startswith("Benchmark Results\n=================\nModel: ")
-    assert re.search(r"│ TTFT \(32 input tokens\) +│ +[\d.]+ ± [\d.]+ │ +[\d.]+ ms TTFT │", shown)
-    assert re.search(r"│ Decode \(8 tokens @ d4\) +│ +[\d.]+ ± [\d.]+ │ +[\d.]+ ms TPOT │", shown)
+    rate = r"│ +[\d.]+ ± [\d.]+( \*)? │ +[\d.]+ ms"
+    assert re.search(rf"│ TTFT \(32 input tokens\) +{rate} TTFT │ +[\d.]+ Gop/s, \d+ % │", shown)
+    assert re.search(rf"│ Decode \(8 tokens @ d4\) +{rate} TPOT │ +[\d.]+ GB/s, \d+ % │", shown)
     assert "model has 1024" in cli("bench", "-m", tiny, "--prompt-len", "2000").stderr
-
-
-def test_a_profile_accounts_for_every_call_of_a_step(cli: Mlc, tiny: Path) -> None:
-    told = json.loads(cli("bench", "-m", tiny, "--profile", "--depth", "64", "--json").stdout)
-    stats = json.loads(cli("show", tiny, "--stats", "--context", "65", "--json").stdout)
-    assert {op["op"] for op in told["ops"]} == {op["op"] for op in stats["ops"]}
-    assert sum(op["bytes"] for op in told["ops"]) == sum(
-        op[kind] for op in stats["ops"] for kind in ("weights", "activations", "cache")
-    )
-    assert all(op["seconds"] > 0 for op in told["ops"])
-    assert "GB/s" in cli("bench", "-m", tiny, "--profile").stdout
 
 
 def test_a_compiled_model_shows_what_it_is_made_of(cli: Mlc, tiny: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mlc.ir import OPS, Graph, parse_graph, verify
-from mlc.tools.stats import Cost, constants, costs, decode_step, is_counted, summarize, total
+from mlc.tools.stats import Cost, constants, costs, decode_step, is_counted, prefill_step, summarize, total
 
 LAYER = """\
 graph forward(%tokens: i32[n], %positions: i32[n], %rows: i32[r], %kv: state<kv, f16>) {
@@ -106,3 +106,19 @@ def test_an_encoder_is_counted_too() -> None:
     assert by_op["conv2d"].operations == 2 * 16 * 16 * (3 * 2 * 2)
     assert by_op["full_attention"].operations == 4 * 16 * 16 * 16
     assert by_op["split_heads"].bytes == 0
+
+
+def test_a_chunk_of_a_prompt_attends_to_what_is_before_it_and_reads_the_cache_once(layer: Graph) -> None:
+    step = prefill_step(4, context=10)
+    (made,) = [c for n, c in costs(layer, step) if n.op.name == "attention"]
+    assert made.operations == 4 * 4 * 16 * (7 + 8 + 9 + 10), "4 heads of 16 numbers, for each row its own context"
+    assert made.cache == 2 * 10 * 2 * 16 * 2, "K and V of 10 tokens, 2 heads of 16 halves"
+
+
+def test_a_window_is_all_that_a_chunk_reads() -> None:
+    graph = verify(parse_graph(LAYER.replace("window=0", "window=3")))
+    (made,) = [c for n, c in costs(graph, prefill_step(4, context=10)) if n.op.name == "attention"]
+    assert made.operations == 4 * 4 * 16 * 4 * 3
+    assert made.cache == 2 * (3 + 3) * 2 * 16 * 2, "the window of the first row to that of the last"
+    (first,) = [c for n, c in costs(graph, prefill_step(4, context=4)) if n.op.name == "attention"]
+    assert first.operations == 4 * 4 * 16 * (1 + 2 + 3 + 3)

@@ -1,0 +1,201 @@
+"""bench --profile: where the time of one step goes, op by op, against what the machine could do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from mlc.backends.artifact import read_manifest
+from mlc.backends.module import LanguageModel, open_module, usable_cores
+from mlc.errors import BadConfig
+from mlc.runtime.batch import Batch
+from mlc.tools.limits import Limits
+from mlc.tools.profile import Row, Timed, attribute
+from mlc.tools.stats import Step, decode_step, prefill_step
+
+from . import output
+from .bench_sides import limits_side
+from .source import Stage, graph
+
+_STEPS, _LEAST_STEPS, _SECONDS = 20, 3, 6.0  # each call's best time counts
+_TICK = 1e-8  # seconds; a call takes at least that
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The step to look at: `streams` sequences add `rows` tokens each, after `depth` tokens of context."""
+
+    depth: int
+    rows: int = 1
+    streams: int = 1
+
+    @property
+    def context(self) -> int:
+        return self.depth + self.rows
+
+    @property
+    def label(self) -> str:
+        if self.rows > 1:
+            return f"reading {self.rows} tokens after {self.depth}"
+        return f"writing a token to each of {self.streams} streams at depth {self.depth}"
+
+    def step(self) -> Step:
+        """As `tools.stats` counts it."""
+        if self.rows > 1:
+            return prefill_step(self.rows, context=self.context)
+        return decode_step(tokens=self.streams, context=self.context)
+
+    def batch(self, page: int, vocab: int) -> Batch:
+        """As the model runs it; stream s has the pages from s * pages on."""
+        pages = -(-self.context // page)
+        tables = np.arange(self.streams * pages, dtype=np.int32).reshape(self.streams, pages)
+        positions = np.tile(np.arange(self.depth, self.context, dtype=np.int32), self.streams)
+        stream = np.repeat(np.arange(self.streams), self.rows)
+        ends = np.arange(self.streams + 1, dtype=np.int32) * self.rows
+        return Batch(
+            tokens=(1000 + np.arange(len(positions), dtype=np.int32)) % vocab,
+            positions=positions,
+            slots=tables[stream, positions // page] * page + positions % page,
+            starts=ends,
+            lengths=np.full(self.streams, self.context, np.int32),
+            tables=tables,
+            rows=ends[1:] - 1,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    calls: Sequence[Timed]  # those that were made, without the time to launch them
+    step: float  # seconds of the step as one native call
+    launch: float  # seconds to launch a call
+
+
+def profile(
+    folder: Path, subject: Subject, *, threads: int | None, max_context: int | None, limits: bool, json: bool
+) -> None:
+    """Print the table. Raises BadConfig where the step does not fit the model."""
+    if min(subject.rows, subject.streams) < 1:
+        raise BadConfig("a step has at least one token: give --prompt-len and --streams above 0 with --profile")
+    model = _open(folder, subject, threads, max_context)
+    times = time_calls(model, subject)
+    rows = attribute(times.calls, graph(str(folder), Stage.folded, "none", "host")[0], subject.step())
+    found = _limits(threads) if limits else None
+    if json:
+        output.print_json(_as_dict(model, subject, times, rows, found))
+    else:
+        _show(model, subject, times, rows, found)
+
+
+def time_calls(model: LanguageModel, subject: Subject) -> Times:
+    """Every kernel call of the step, and the step as one native call, each at its best time of several."""
+    model.prepare(subject.batch(model.page_size, model.vocab))
+    executor, calls = model.executor, model.executor.program.calls
+    best = [float("inf")] * len(calls)
+    whole = float("inf")
+    end = perf_counter() + _SECONDS
+    for done in range(_STEPS):
+        if done >= _LEAST_STEPS and perf_counter() > end:
+            break
+        started = perf_counter()
+        executor.step(model.symbols)
+        whole = min(whole, perf_counter() - started)
+        last = perf_counter()
+
+        def observe(i: int) -> None:
+            nonlocal last
+            now = perf_counter()
+            best[i] = min(best[i], now - last)
+            last = perf_counter()
+
+        executor.step_flat(model.symbols, observe)
+    made = {i for i in range(len(calls)) if executor.runs(i, model.symbols)}
+    launch = min((best[i] for i in range(len(calls)) if i not in made), default=0.0)  # a call whose guard says no
+    timed = [Timed(calls[i].op, calls[i].kernel, max(best[i] - launch, _TICK)) for i in sorted(made)]
+    return Times(timed, whole, launch)
+
+
+def _open(folder: Path, subject: Subject, threads: int | None, max_context: int | None) -> LanguageModel:
+    """The model, with room for the step alone."""
+    limit = max_context or read_manifest(folder).context
+    if subject.context > limit:
+        raise BadConfig(f"the step needs {subject.context} tokens of context and the model has {limit}; lower --depth")
+    context = max(1, min(limit, subject.context))
+    model = open_module(folder, threads=threads, max_context=context, kv_tokens=subject.streams * (context + 64))
+    for option, wanted, most in (
+        ("--streams", subject.streams, model.max_sequences),
+        ("--prompt-len", subject.rows * subject.streams, model.max_tokens),
+    ):
+        if wanted > most:
+            raise BadConfig(f"{option} {wanted} is more than one step of this model takes: {most}")
+    return model
+
+
+def _limits(threads: int | None) -> Limits:
+    with limits_side(threads or usable_cores()).start() as meter:
+        return Limits.of([meter.ask("measure") for _ in range(3)])
+
+
+def _as_dict(
+    model: LanguageModel, subject: Subject, times: Times, rows: Sequence[Row], limits: Limits | None
+) -> dict[str, Any]:
+    ops = []
+    for r in rows:
+        op = {
+            "op": r.op,
+            "reads": r.reads,
+            "kernels": list(r.kernels),
+            "calls": r.calls,
+            "seconds": r.seconds,
+            "bytes": r.cost.bytes,
+            "operations": r.cost.operations,
+        }
+        if limits is not None:
+            op["binds"], op["least_seconds"] = limits.bind(r.reads, r.cost)
+        ops.append(op)
+    return {
+        "model": model.name,
+        "depth": subject.depth,
+        "tokens": subject.rows,
+        "streams": subject.streams,
+        "threads": model.executor.threads,
+        "step_seconds": times.step,
+        "calls_seconds": sum(row.seconds for row in rows),
+        "launch_seconds": times.launch,
+        "limits": limits and limits.as_dict(),
+        "ops": ops,
+    }
+
+
+def _show(model: LanguageModel, subject: Subject, times: Times, rows: Sequence[Row], limits: Limits | None) -> None:
+    whole = sum(row.seconds for row in rows)
+    least = [limits.bind(row.reads, row.cost) if limits else ("", 0.0) for row in rows]
+    columns = ["op", "weight", "calls >", "µs >", "share >", "bytes >", "GB/s >", "operations >", "Gop/s >"]
+    table = output.table(*columns, *(["limit", "of it >"] if limits else []))
+    for r, (binds, seconds) in zip(rows, least, strict=True):
+        cells = [
+            r.op,
+            r.reads,
+            str(r.calls),
+            f"{1e6 * r.seconds:.1f}",
+            f"{100 * r.seconds / whole:.1f}%",
+            output.size(r.cost.bytes),
+            f"{r.cost.bytes / r.seconds / 1e9:.2f}",
+            output.quantity(r.cost.operations),
+            f"{r.cost.operations / r.seconds / 1e9:.2f}",
+        ]
+        table.add_row(*cells, *([binds, f"{100 * seconds / r.seconds:.0f}%"] if limits else []))
+    output.print_table(table)
+    print(
+        f"{subject.label}, threads {model.executor.threads}: {1e6 * times.step:.0f} µs as one native call; its "
+        f"{len(times.calls)} calls one by one: {1e6 * whole:.0f} µs ({100 * whole / times.step:.0f} %), and "
+        f"{1e6 * times.launch:.1f} µs to launch each"
+    )
+    if limits is not None:
+        total = sum(seconds for _, seconds in least)
+        print(f"at the limits of this machine: {1e6 * total:.0f} µs, {100 * total / times.step:.0f} % of the step")
+        print(limits.describe())
