@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,3 +42,37 @@ def distribution(x: Array, factor: float, top_k: float, top_p: float, min_p: flo
     p[order[1:][before[1:] >= top_p]] = 0.0
     p[p < min_p] = 0.0
     return np.asarray(p / p.sum())
+
+
+class ReferenceSampling:
+    """The sampling half of `mlc.runtime.batch.Model`, for one whose `run` keeps what it returns in `logits`."""
+
+    page_size: int  # tokens
+    logits: Array
+
+    def run(self, batch: Any) -> Array:
+        raise NotImplementedError
+
+    def sample(self, rules: Array, draws: Array) -> Array:
+        return sample(self.logits, rules, draws)
+
+    def decode(self, batch: Any, rules: Array, draws: Array, stops: Sequence[Collection[int]]) -> list[list[int]]:
+        """One step after the other, each with a batch of its own."""
+        steps: list[list[int]] = []
+        for row in draws:
+            self.run(batch)
+            tokens = self.sample(rules, row)
+            steps.append(tokens.tolist())
+            if any(token < 0 or token in stop for token, stop in zip(steps[-1], stops, strict=True)):
+                break
+            if len(steps) < len(draws):
+                batch = self._next(batch, tokens)
+        return steps
+
+    def _next(self, batch: Any, tokens: Array) -> Any:
+        positions = batch.positions + 1
+        pages = batch.tables[np.arange(len(tokens)), positions // self.page_size]
+        slots = pages * self.page_size + positions % self.page_size
+        return replace(
+            batch, tokens=tokens, positions=positions, slots=slots, lengths=positions + 1, steps=batch.steps - 1
+        )

@@ -180,7 +180,7 @@ def test_generate_yields_the_outputs_of_its_request_alone() -> None:
                 seen[i].append(output)
             else:
                 streams[i] = iter(())
-        if sum(len(outputs) for outputs in seen) == 36:
+        if sum(len(output.tokens) for outputs in seen for output in outputs) == 36:
             break
     finished = finish(one)
     hello = [token for output in seen[0] for token in output.tokens]

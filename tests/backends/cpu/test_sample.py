@@ -8,20 +8,9 @@ import numpy as np
 import pytest
 
 from mlc.backends.cpu.isa import Isa, host_isa
-from mlc.backends.cpu.sample import (
-    BINS,
-    BLOCK,
-    PART,
-    advance,
-    blocks,
-    draw,
-    histogram,
-    kept_masses,
-    most_probable,
-    parts,
-    row_peaks,
-    threshold,
-)
+from mlc.backends.cpu.sample import advance, draw, kept_masses, most_probable, row_peaks
+from mlc.backends.cpu.threshold import histogram, threshold
+from mlc.backends.cpu.vocabulary import BINS, BLOCK, PART, blocks, parts
 from mlc.backends.reference.sample import distribution, sample
 from tests.backends.cpu.conftest import RunKernel
 
@@ -167,7 +156,9 @@ def test_a_row_gives_the_same_token_alone_and_among_others(run_kernel: RunKernel
     rules, draws = np.array([rule(*r) for r in RULES], np.float32), rng.random(len(RULES))
     kernels = Kernels(run_kernel, vocab, host_isa())
     together = kernels(logits, rules, draws).tolist()
-    assert together == [int(kernels(logits[i : i + 1], rules[i : i + 1], draws[i : i + 1])[0]) for i in range(len(RULES))]
+    assert together == [
+        int(kernels(logits[i : i + 1], rules[i : i + 1], draws[i : i + 1])[0]) for i in range(len(RULES))
+    ]
 
 
 def test_the_next_step_of_sequences_that_decode(run_kernel: RunKernel) -> None:
