@@ -170,9 +170,9 @@ class Engine:
 
     def _count_steps(self, step: Sequence[Work]) -> int:
         """How many steps to make of `step` in one call of the model: as many as take CALL_SECONDS, if all sequences
-        decode without needing anything of us between them, and nobody waits.
+        decode without needing anything of us between them, and nobody waits. A first token comes alone.
         """
-        if self._scheduler.waiting or any(work.sequence.pending > 1 for work in step):
+        if self._scheduler.waiting or any(w.sequence.pending > 1 or not w.sequence.answered for w in step):
             return 1
         choices = [self._choices[work.sequence] for work in step]
         if not all(choice.sampler_state.alone for choice in choices):
@@ -184,7 +184,7 @@ class Engine:
     def _run(self, choices: Sequence[Choice], batch: Batch) -> list[list[Sampled | Exception]]:
         """The tokens of each choice, one for each step."""
         before, states = perf_counter(), [choice.sampler_state for choice in choices]
-        if batch.steps > 1:
+        if states and all(state.alone for state in states):
             sampled = self._sampler.decode(batch, states, [choice.stop_ids for choice in choices])
             self._counts.model_seconds += perf_counter() - before
             return sampled
@@ -194,8 +194,9 @@ class Engine:
 
     def _accept(self, choice: Choice, results: Sequence[Sampled | Exception], now: float) -> Iterator[Output]:
         """Add to `choice` the tokens of one step or of several; what a failure follows still counts."""
-        sampled = [result for result in results if not isinstance(result, Exception)]
-        failure = results[-1]
+        failure = next((result for result in results if isinstance(result, Exception)), None)
+        good = results if failure is None else results[: results.index(failure)]
+        sampled = [result for result in good if isinstance(result, Sampled)]
         try:
             if sampled:
                 output = choice.accept(sampled, now)

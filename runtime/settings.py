@@ -76,8 +76,8 @@ class Statistics:
     preemptions: int = 0
     evictions: int = 0  # pages given up from the prefix cache
     step_seconds: float = 0.0  # all steps together
-    model_seconds: float = 0.0  # of those, in the model
-    last_step_seconds: float = 0.0
+    model_seconds: float = 0.0  # of those, in the model; what is left is the engine's own work
+    last_step_seconds: float = 0.0  # the mean, where one call made several
     last_step_tokens: int = 0
     waiting: int = 0  # choices, now
     running: int = 0  # choices, now

@@ -31,7 +31,7 @@ def answers(model, tokenizer, requests, **settings) -> dict[str, list[int]]:
     engine = Engine(model, tokenizer, EngineSettings(check=True, **settings))
     for request in requests:
         engine.submit(request)
-    tokens = {request.id: [] for request in requests}
+    tokens: dict[str, list[int]] = {request.id: [] for request in requests}
     while not engine.idle:
         for output in engine.step():
             assert output.error is None
@@ -42,7 +42,7 @@ def answers(model, tokenizer, requests, **settings) -> dict[str, list[int]]:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_several_steps_in_one_call_give_the_tokens_of_single_steps(artifact, runner, no_text, threads, monkeypatch):
     monkeypatch.setattr("mlc.runtime.engine.CALL_SECONDS", 1e9)
-    alone = {}
+    alone: dict[str, list[int]] = {}
     for request in REQUESTS:
         alone |= answers(runner(artifact).model, no_text, [request], max_steps=1)
     assert len({tuple(tokens[:30]) for tokens in alone.values()}) == len(REQUESTS)

@@ -113,13 +113,15 @@ def slow_calls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fuzzed(seed: int, max_steps: int) -> tuple[Collected, dict[str, int], Engine]:
     """A run of random requests, some cancelled when they have a certain number of tokens, and what was cancelled."""
-    rng, collected, cancels = random.Random(seed), Collected(), dict[str, int]()
-    model = HashModel(rng.choice((24, 64, 200)), page_size=rng.choice((1, 4, 7)), max_tokens=64, max_sequences=4)
-    one, left = engine(model, max_steps=max_steps, prefix_cache=rng.random() < 0.7), 25
+    when, collected, cancels = random.Random(seed), Collected(), dict[str, int]()
+    size = when.choice((1, 4, 7))
+    model = HashModel(when.choice((90, 200, 400)) // size, page_size=size, max_tokens=64, max_sequences=4)
+    one, left = engine(model, max_steps=max_steps, prefix_cache=when.random() < 0.7), 25
     stems = [prompt(30, i) for i in range(2)]
     while left or not one.idle:
-        while left and (one.idle or rng.random() < 0.5):
+        while left and (one.idle or when.random() < 0.5):
             left -= 1
+            rng = random.Random(seed * 100 + left)  # what is asked for does not depend on when
             params = replace(
                 rng.choice((GREEDY, SEEDED)),
                 max_tokens=rng.randrange(1, 60),
