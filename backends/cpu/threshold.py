@@ -1,6 +1,7 @@
 """Which tokens top_k and top_p leave: those above a threshold, found without sorting.
 
-A histogram over weights narrows the threshold down to one bin; bisection finds it among the tokens of that bin.
+A histogram over weights narrows the threshold down to one bin; bisection finds it among the tokens of that bin. A small
+top_k does without: the tokens it leaves are at least as probable as the k-th largest of the maxima of blocks.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .emit import Registers, bits, const, f32, intrinsic, let, load, splat, store, vector, when
+from .emit import Registers, bits, const, f32, intrinsic, let, load, splat, store, when
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .norm import each_piece
@@ -44,11 +45,16 @@ def _filters(f: Frame, row: Expr) -> Expr:
     return tirx.all(f["tokens"][row] >= 0, rule(f, row, FACTOR) > f32(0), limited)
 
 
+def _few(f: Frame, row: Expr, vocab: int) -> Expr:
+    """Whether top_k is so small that the maxima of blocks tell where to look."""
+    return tirx.all(rule(f, row, TOP_K) > f32(0), rule(f, row, TOP_K) <= f32(blocks(vocab)))
+
+
 def histogram(vocab: int, isa: Isa) -> Kernel:
     """How many tokens of each part of a row are in each bin of weight, and what these add up to.
 
-    Pointers logits, peak, tokens, rules, bins f64[rows, parts, BINS, 2]. Sizes rows. Rows without top_k and top_p are
-    left out.
+    Pointers logits, peak, tokens, rules, bins f64[rows, parts, BINS, 2]. Sizes rows. Rows without top_p, and
+    those with a small top_k, are left out.
     """
 
     def body(f: Frame) -> None:
@@ -70,7 +76,8 @@ def histogram(vocab: int, isa: Isa) -> Kernel:
             each_piece(columns, isa.lanes, piece)
 
         def item(row: Expr, number: Expr, first: Expr, columns: int) -> None:
-            when(_filters(f, row), lambda: part(row, number, first, columns))
+            wanted = tirx.all(_filters(f, row), tirx.Not(_few(f, row, vocab)))
+            when(wanted, lambda: part(row, number, first, columns))
 
         each_range(f, vocab, PART, item)
 
@@ -122,39 +129,67 @@ class _Threshold:
         self.areas = areas.at(f.thread)
         self.base = let(row * (parts(vocab) * BINS * 2))
         self.mass = cell("float64", const(0.0, "float64"))
-        with T.serial(0, parts(vocab) * BINS) as i:
+        self.few = let(_few(f, row, vocab))
+        with T.If(tirx.Not(self.few)), T.Then(), T.serial(0, parts(vocab) * BINS) as i:
             self.mass[0] = self.mass[0] + f["bins"][self.base + i * 2 + 1]
 
     def find(self, by: int, wanted: Expr) -> None:
         """Leave the fewest most probable tokens that `wanted` of them (by 0) or of weight (by 1) are."""
         zero = const(0.0, "float64")
-        number, before, mass = cell("int32", const(-1)), cell("float64", zero), cell("float64", zero)
+        above, number = cell("int32", const(-1)), cell("int32", const(-1))  # the last bin before, the last one searched
+        before, mass = cell("float64", zero), cell("float64", zero)
+        when(
+            self.few,
+            lambda: self._find_few(number),
+            lambda: self._find_bin(by, wanted, above, number, before, mass),
+        )
+        count, missing, heavier = self._gather(above[0], number[0]), let(wanted - before[0]), let(mass[0])
+        with T.If(count > 0), T.Then():  # else rounding made `wanted` more than there is, and all tokens are left
+            self._bisect(by, count, missing, heavier)
+
+    def _find_few(self, number: Registers) -> None:
+        """The first bin up to which top_k blocks have their largest token."""
+        count = cell("float32", f32(0))
+        with T.While(count[0] < rule(self.f, self.row, TOP_K)):
+            number[0] = number[0] + 1
+            count[0] = f32(0)
+            with T.serial(0, blocks(self.vocab)) as i:
+                count[0] = count[0] + (self._bin_of_peak(i) <= number[0]).astype("float32")
+
+    def _bin_of_peak(self, block: Expr) -> Expr:
+        peak = let(self.f["peaks"][self.row * blocks(self.vocab) + block])
+        return bin_of(distance_of(peak, self.peak, self.factor, 1), 1)
+
+    def _find_bin(
+        self, by: int, wanted: Expr, above: Registers, number: Registers, before: Registers, mass: Registers
+    ) -> None:
+        """The bin in which `wanted` is reached, and what the bins before it hold: `before` by `by`, and `mass`."""
+        zero = const(0.0, "float64")
         here = Registers(2, "float64", 1)
         here[0], here[1] = zero, zero
         with T.While(tirx.all(number[0] < BINS - 1, before[0] + here[by] < wanted)):
             before[0] = before[0] + here[by]
             mass[0] = mass[0] + here[1]
+            above[0] = number[0]
             number[0] = number[0] + 1
             here[0], here[1] = zero, zero
             with T.serial(0, parts(self.vocab)) as part:
                 at = let(self.base + (part * BINS + number[0]) * 2)
                 here[0] = here[0] + self.f["bins"][at]
                 here[1] = here[1] + self.f["bins"][at + 1]
-        count, missing, above = self._gather(number[0]), let(wanted - before[0]), let(mass[0])
-        with T.If(count > 0), T.Then():  # else rounding made `wanted` more than there is, and all tokens are left
-            self._bisect(by, count, missing, above)
 
-    def _gather(self, number: Expr) -> Expr:
-        """Copy the tokens of bin `number`, in the order of ids, and fill up the last vector; returns how many."""
+    def _gather(self, above: Expr, number: Expr) -> Expr:
+        """Copy the tokens of the bins behind `above` up to `number`, in the order of ids; returns how many."""
         count = cell("int32", const(0))
 
         def block(first: Expr, columns: int) -> None:
             def piece(column: Expr, lanes: int) -> None:
                 x = Registers(1, "float32", lanes)
                 x[0] = load(self.f["logits"], self.start + first + column, lanes)
-                inside = bin_of(distance_of(x[0], self.peak, self.factor, lanes), lanes) == splat(number, lanes)
+                bins = bin_of(distance_of(x[0], self.peak, self.factor, lanes), lanes)
                 found = Registers(1, "int32", lanes)
-                found[0] = inside.astype(vector("int32", lanes))
+                inside = tirx.Select(bins > splat(above, lanes), splat(const(1), lanes), splat(const(0), lanes))
+                found[0] = tirx.Select(bins <= splat(number, lanes), let(inside), splat(const(0), lanes))
                 hits = let(found[0])
                 some = intrinsic("int32", "llvm.vector.reduce.or", hits) if lanes > 1 else hits
                 with T.If(some != 0), T.Then():
@@ -164,10 +199,8 @@ class _Threshold:
 
             each_piece(columns, self.isa.lanes, piece)
 
-        with T.serial(0, blocks(self.vocab)) as i:
-            top = let(self.f["peaks"][self.row * blocks(self.vocab) + i])
-            with T.If(bin_of(distance_of(top, self.peak, self.factor, 1), 1) <= number), T.Then():
-                in_range(i, self.vocab, BLOCK, block)
+        with T.serial(0, blocks(self.vocab)) as i, T.If(self._bin_of_peak(i) <= number), T.Then():
+            in_range(i, self.vocab, BLOCK, block)
         return let(count[0])
 
     def _bisect(self, by: int, count: Expr, wanted: Expr, before: Expr) -> None:
