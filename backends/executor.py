@@ -127,6 +127,7 @@ class Executor:
         sizes = {s for call in program.calls for s in (*call.sizes, *([call.guard.size] if call.guard else []))}
         self._slots: dict[Size, int] = {size: i for i, size in enumerate(sorted(sizes))}
         self._sizes = allocate(4 * (len(self._slots) + 1)).view(np.int32)
+        self._symbols: dict[str, int] = {}  # whose values `_sizes` holds
         self._sync = allocate(4 * SYNC_WORDS).view(np.int32)
         self._sync[SPINS] = _SPINS if threads <= usable_cores() else 0
         self._table = self._build_table()
@@ -158,10 +159,10 @@ class Executor:
         assert address % ALIGNMENT == 0, f"{ref} is not aligned"
         return int(address)
 
-    def step(self, symbols: Mapping[str, int]) -> None:
-        """Make every call, the symbols having the given values. One native call."""
+    def step(self, symbols: Mapping[str, int], first: int = 0, end: int | None = None) -> None:
+        """Make the calls from `first` up to `end` (None: all), the symbols having the given values. One native call."""
         self._set_sizes(symbols)
-        self._run(*self._arguments, 0, len(self.program.calls), self.threads_now())
+        self._run(*self._arguments, first, len(self.program.calls) if end is None else end, self.threads_now())
 
     def step_flat(self, symbols: Mapping[str, int], observe: Callable[[int], None]) -> None:
         """Make the calls one by one; `observe(i)` is called after call i. The results are those of `step`."""
@@ -181,6 +182,8 @@ class Executor:
         return guard is None or guard.low <= evaluate_size(guard.size, dict(symbols)) <= guard.high
 
     def _set_sizes(self, symbols: Mapping[str, int]) -> None:
-        known = dict(symbols)
+        if symbols == self._symbols:
+            return
+        known = self._symbols = dict(symbols)
         for size, slot in self._slots.items():
             self._sizes[slot] = evaluate_size(size, known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -152,9 +152,13 @@ class LanguageModel:
         memory: dict[tuple[str, str], Array] = {("input", name): array for name, array in self._inputs.items()}
         memory |= {("output", "0"): self._logits, ("step", "slots"): self._slots}
         memory |= {("step", "tables"): self._tables, ("step", "tiles"): self._tiles}
+        self._rules = allocate(16 * self.max_sequences).view(np.float32).reshape(-1, 4)
+        self._draws = allocate(8 * self.max_sequences).view(np.float64)
+        self._chosen = allocate(4 * self.max_sequences).view(np.int32)
+        memory |= {("step", "rules"): self._rules, ("step", "draws"): self._draws, ("step", "chosen"): self._chosen}
         memory |= self._kv_memory() | self._rotations(artifact)
         self.executor = artifact.executor(p, memory)
-        self.symbols: dict[str, int] = {"table_stride": per_sequence}
+        self.symbols: dict[str, int] = {"table_stride": per_sequence, "draws": 0, "again": 0}
 
     def _kv_memory(self) -> dict[tuple[str, str], Array]:
         memory: dict[tuple[str, str], Array] = {}
@@ -183,9 +187,36 @@ class LanguageModel:
     def run(self, batch: Batch) -> Array:
         """One step; see `mlc.runtime.batch.Model.run`."""
         self.prepare(batch)
-        self.executor.step(self.symbols)
+        self.executor.step(self.symbols, 0, self.program.forward)
         rows = self.symbols["r"]
         return self._logits[: rows * self.vocab].reshape(rows, self.vocab)
+
+    def sample(self, rules: Array, draws: Array) -> Array:
+        """Tokens for the logits that `run` has returned; see `mlc.runtime.batch.Model.sample`."""
+        self._prepare_sampling(rules, draws)
+        self.executor.step(self.symbols, self.program.forward, len(self.program.calls) - 1)
+        return self._chosen[: self.symbols["r"]]
+
+    def decode(self, batch: Batch, rules: Array, draws: Array, stops: Sequence[Collection[int]]) -> list[list[int]]:
+        """Steps without anything between them; see `mlc.runtime.batch.Model.decode`."""
+        self.prepare(batch)
+        self._prepare_sampling(rules, draws[0])
+        self.symbols["again"] = 1
+        chosen, last = self._chosen[: len(rules)], len(draws) - 1
+        steps: list[list[int]] = []
+        for number, row in enumerate(draws):
+            self._draws[: len(row)] = row
+            self.executor.step(self.symbols, 0, len(self.program.calls) - (number == last))
+            tokens: list[int] = chosen.tolist()
+            steps.append(tokens)
+            if any(token < 0 or token in stop for token, stop in zip(tokens, stops, strict=True)):
+                break
+        return steps
+
+    def _prepare_sampling(self, rules: Array, draws: Array) -> None:
+        self._rules[: len(rules)] = rules
+        self._draws[: len(draws)] = draws
+        self.symbols["draws"] = int(rules[:, 0].any())
 
     def prepare(self, batch: Batch) -> None:
         """Put the step's integers where the program reads them."""
@@ -196,7 +227,7 @@ class LanguageModel:
         self._slots[:n] = batch.slots
         self._tables[:s, : batch.tables.shape[1]] = batch.tables
         tiles, tile_rows = self._plan_tiles(batch, n, s)
-        self.symbols.update(n=n, r=r, tiles=tiles, tile_rows=tile_rows)
+        self.symbols.update(n=n, r=r, tiles=tiles, tile_rows=tile_rows, draws=0, again=0)
 
     def _plan_tiles(self, batch: Batch, n: int, s: int) -> tuple[int, int]:
         """Cut the step into tiles (sequence, first row, rows, position); returns their number and largest size."""

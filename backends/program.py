@@ -21,7 +21,8 @@ class Ref(msgspec.Struct, frozen=True, array_like=True):
     weight   name is `tensor` or `tensor.part`, as in the weights file
     input    name is a graph input; output: the number of a graph output
     kv       `k.LAYER` or `v.LAYER`: the pages of one layer
-    step     `slots`, `tables` or `tiles`: which tokens lie where, filled in before each step
+    step     what is filled in before each step: `slots`, `tables` and `tiles` (which tokens lie where), `rules` and
+             `draws` (how to sample); and `chosen`, the tokens that come out
     rope     `cos.TENSOR` or `sin.TENSOR`: rotations by position, made from a frequency tensor when the model is loaded
     scratch  private memory of the threads
     """
@@ -74,6 +75,7 @@ class Program(msgspec.Struct, frozen=True):
     name: str
     kernels: tuple[str, ...]  # in the order the native walker knows them
     calls: tuple[Call, ...]
+    forward: int  # how many calls are the graph's; those that follow in a language model sample, the last one advances
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     limits: dict[str, int]

@@ -163,10 +163,13 @@ def limits(model: Model, options: Options) -> dict[str, int]:
 
 def lower(graph: Graph, isa: Any, limits: dict[str, int]) -> tuple[Program, list[Any]]:
     """The program of a folded graph and its kernels, arena planned for `limits`. Raises NoLowering."""
-    from mlc.backends.cpu.lower import PAGE, TILE_ROWS, CpuLowering
+    from mlc.backends.cpu.lower import PAGE, TILE_ROWS, CpuLowering, lower_sampling
 
     lowering = CpuLowering(graph, isa)
     lowering.run()
+    forward = len(lowering.calls)
+    if lowering.kv_layers:
+        lower_sampling(lowering)
     intervals = [
         Interval(math.ceil(evaluate_size(b.size, limits) * b.item), first, last)
         for b, (first, last) in zip(lowering.buffers, lowering.lifetimes(), strict=True)
@@ -178,6 +181,7 @@ def lower(graph: Graph, isa: Any, limits: dict[str, int]) -> tuple[Program, list
         name=graph.name,
         kernels=tuple(k.name for k in kernels),
         calls=lowering.placed_calls(plan.offsets),
+        forward=forward,
         inputs=inputs,
         outputs=outputs,
         limits=limits,

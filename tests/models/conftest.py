@@ -253,6 +253,11 @@ class _NoText:
 
 
 @pytest.fixture(scope="session")
+def no_text() -> _NoText:
+    return _NoText()
+
+
+@pytest.fixture(scope="session")
 def generate() -> Callable[..., list[list[int]]]:
     """generate(model, prompts, count, **settings): greedy tokens of every prompt, all submitted at once."""
 
