@@ -12,6 +12,7 @@ import numpy as np
 from mlc.errors import ArtifactError
 
 from .artifact import WEIGHTS, Manifest, check, read_manifest, read_program
+from .attention_plan import AttentionPlan
 from .executor import Executor, load_library, set_threads
 from .memory import allocate
 from .program import Program, evaluate_dim
@@ -170,11 +171,23 @@ class LanguageModel:
         self._logits = _port_memory(p.outputs[0].type, p.limits)
         self._slots = allocate(4 * self.max_tokens).view(np.int32)
         self._tables = allocate(4 * self.max_sequences * per_sequence).view(np.int32).reshape(-1, per_sequence)
-        self._tiles = allocate(16 * (self.max_tokens + self.max_sequences)).view(np.int32).reshape(-1, 4)
-        self._ramp = np.arange(self.max_tokens + self.max_sequences, dtype=np.int32)
+        self._attention = AttentionPlan(
+            page=p.page,
+            span=p.span,
+            tile_rows=p.tile_rows,
+            kv_heads=max(layer.kv_heads for layer in p.kv_layers),
+            max_tokens=self.max_tokens,
+            max_sequences=self.max_sequences,
+            max_context=self.max_context,
+            threads=artifact.threads,
+        )
         memory: dict[tuple[str, str], Array] = {("input", name): array for name, array in self._inputs.items()}
         memory |= {("output", "0"): self._logits, ("step", "slots"): self._slots}
-        memory |= {("step", "tables"): self._tables, ("step", "tiles"): self._tiles}
+        memory |= {
+            ("step", "tables"): self._tables,
+            ("step", "partials"): allocate(p.partial * self._attention.partials),
+        }
+        memory |= {("step", name): getattr(self._attention, name) for name in ("members", "single_tiles", "tiles")}
         memory |= self._kv_memory() | self._rotations(artifact)
         self.executor = artifact.executor(p, memory)
         self.symbols: dict[str, int] = {"table_stride": per_sequence}
@@ -218,30 +231,7 @@ class LanguageModel:
         self._inputs["rows"][:r] = batch.rows
         self._slots[:n] = batch.slots
         self._tables[:s, : batch.tables.shape[1]] = batch.tables
-        tiles, tile_rows = self._plan_tiles(batch, n, s)
-        self.symbols.update(n=n, r=r, tiles=tiles, tile_rows=tile_rows)
-
-    def _plan_tiles(self, batch: Batch, n: int, s: int) -> tuple[int, int]:
-        """Cut the step into tiles (sequence, first row, rows, position); returns their number and largest size."""
-        if n == s:  # every sequence runs one token
-            tiles = self._tiles[:n]
-            tiles[:, 0] = tiles[:, 1] = self._ramp[:n]
-            tiles[:, 2] = 1
-            tiles[:, 3] = batch.positions
-            return n, 1
-        size = self.program.tile_rows
-        counts = np.diff(batch.starts)
-        per_sequence = -(-counts // size)
-        total = int(per_sequence.sum())
-        tiles = self._tiles[:total]
-        sequence = np.repeat(self._ramp[:s], per_sequence)
-        first = np.repeat(np.cumsum(per_sequence) - per_sequence, per_sequence)
-        offset = (self._ramp[:total] - first) * size  # rows of the same sequence before this tile
-        tiles[:, 0] = sequence
-        tiles[:, 1] = batch.starts[sequence] + offset
-        tiles[:, 2] = np.minimum(counts[sequence] - offset, size)
-        tiles[:, 3] = batch.positions[tiles[:, 1]]
-        return total, size
+        self.symbols.update(self._attention.fill(batch), n=n, r=r)
 
 
 def open_module(

@@ -21,7 +21,8 @@ class Ref(msgspec.Struct, frozen=True, array_like=True):
     weight   name is `tensor` or `tensor.part`, as in the weights file
     input    name is a graph input; output: the number of a graph output
     kv       `k.LAYER` or `v.LAYER`: the pages of one layer
-    step     `slots`, `tables` or `tiles`: which tokens lie where, filled in before each step
+    step     `slots`, `tables`, `members`, `single_tiles`, `tiles`: which tokens lie where and who attends to them,
+             filled in before each step; `partials` is room for results of attention that are merged
     rope     `cos.TENSOR` or `sin.TENSOR`: rotations by position, made from a frequency tensor when the model is loaded
     scratch  private memory of the threads
     """
@@ -82,7 +83,9 @@ class Program(msgspec.Struct, frozen=True):
     kv_dtype: str = ""
     kv_layers: tuple[KvLayer, ...] = ()
     page: int = 0  # tokens
+    span: int = 0  # tokens whose attention is one partial result
     tile_rows: int = 0  # rows of a sequence that the attention kernel for many rows takes together
+    partial: int = 0  # bytes of a partial result, all heads together
 
 
 def evaluate_dim(dim: str, symbols: dict[str, int]) -> int:

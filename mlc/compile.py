@@ -163,7 +163,7 @@ def limits(model: Model, options: Options) -> dict[str, int]:
 
 def lower(graph: Graph, isa: Any, limits: dict[str, int]) -> tuple[Program, list[Any]]:
     """The program of a folded graph and its kernels, arena planned for `limits`. Raises NoLowering."""
-    from mlc.backends.cpu.lower import PAGE, TILE_ROWS, CpuLowering
+    from mlc.backends.cpu.lower import PAGE, SPAN, CpuLowering
 
     lowering = CpuLowering(graph, isa)
     lowering.run()
@@ -186,7 +186,9 @@ def lower(graph: Graph, isa: Any, limits: dict[str, int]) -> tuple[Program, list
         kv_dtype=lowering.kv_dtype,
         kv_layers=tuple(lowering.kv_layers[i] for i in sorted(lowering.kv_layers)),
         page=PAGE if lowering.kv_layers else 0,
-        tile_rows=TILE_ROWS if lowering.kv_layers else 0,
+        span=SPAN if lowering.kv_layers else 0,
+        tile_rows=lowering.tile_rows if lowering.kv_layers else 0,
+        partial=lowering.partial,
     )
     return program, kernels
 

@@ -1,8 +1,9 @@
 """The paged KV cache: how its pages lie in memory, and appending to it.
 
-A page holds the keys and values of `page` consecutive tokens of one sequence for one layer. Keys are transposed,
-[page][kv_head][d][token], so that attention scores of many tokens lie in the lanes of one vector; values are plain,
-[page][kv_head][token][d]. A slot, page * tokens per page + offset, names a token's place.
+A page holds the keys and values of `page` consecutive tokens of one sequence for one layer. Both are cut into blocks
+that attention reads from end to end, a cache line after the other. Keys are transposed, [page][kv_head][block of
+tokens][d][token], so that scores of many tokens lie in the lanes of one vector; values are
+[page][kv_head][block of d][token][d]. A slot, page * tokens per page + offset, names a token's place.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .tiles import kernel_name, spans
 from .vmath import clamp
 
 F16_MAX = 65504.0
+BLOCK = 32  # tokens of a key block, columns of a value block, where that divides the page or d
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +35,29 @@ class Pages:
     def __str__(self) -> str:
         return f"{self.kv_heads}_{self.d}_{self.tokens}_{self.dtype}"
 
+    @property
+    def key_block(self) -> int:
+        """Tokens."""
+        return BLOCK if self.tokens % BLOCK == 0 else self.tokens
+
+    @property
+    def value_block(self) -> int:
+        """Columns."""
+        return BLOCK if self.d % BLOCK == 0 else self.d
+
     def base(self, page: Expr, head: Expr) -> Expr:
         """The element index where `head` begins in `page`: the same for keys and for values."""
         return let((page.astype("int64") * self.kv_heads + head) * (self.d * self.tokens))
 
-    def place(self, slot: Expr, head: Expr) -> tuple[Expr, Expr]:
-        """Element indices of `slot`'s first key and first value; the next key is `tokens` further, the next value 1."""
-        base, offset = self.base(slot // self.tokens, head), slot % self.tokens
-        return let(base + offset), let(base + offset * self.d)
+    def key(self, slot: Expr, head: Expr) -> Expr:
+        """The element index of the first column of a key; the next ones are each `key_block` further."""
+        token = slot % self.tokens
+        block, offset = token // self.key_block, token % self.key_block
+        return let(self.base(slot // self.tokens, head) + block * (self.d * self.key_block) + offset)
+
+    def value(self, slot: Expr, head: Expr) -> Expr:
+        """The element index of the first column of a value; block i begins `i * value_block * tokens` further."""
+        return let(self.base(slot // self.tokens, head) + slot % self.tokens * self.value_block)
 
     def stored(self, value: Expr, lanes: int) -> Expr:
         """`value` as it is stored. What float16 cannot hold becomes its largest number, so that a row never reads the
@@ -63,10 +80,13 @@ class Appender:
 
     def key_done(self, buffer: Expr, place: Expr) -> None:
         with T.serial(0, self.pages.d) as i:
-            T.buffer_store(buffer, self.column[i], [place + i * self.pages.tokens])
+            T.buffer_store(buffer, self.column[i], [place + i * self.pages.key_block])
 
     def value_piece(self, buffer: Expr, place: Expr, i: int, lanes: int, value: Expr) -> None:
-        store(buffer, place + i, self.pages.stored(value, lanes), lanes)
+        """Elements i .. i + lanes of the value."""
+        block, column = divmod(i, self.pages.value_block)
+        at = place + (block * self.pages.value_block * self.pages.tokens + column)
+        store(buffer, at, self.pages.stored(value, lanes), lanes)
 
 
 def kv_append(kv_heads: int, d: int, page: int, kv_dtype: str, isa: Isa, *, k: Rows, v: Rows) -> Kernel:
@@ -81,7 +101,8 @@ def kv_append(kv_heads: int, d: int, page: int, kv_dtype: str, isa: Isa, *, k: R
         appender = Appender(pages)
 
         def append(head: Expr, row: Expr) -> None:
-            key, value = pages.place(let(f["slots"][row]), head)
+            slot = let(f["slots"][row])
+            key, value = pages.key(slot, head), pages.value(slot, head)
             k_start, v_start = let(k.start(row, f) + head * d), let(v.start(row, f) + head * d)
             for i, lanes in spans(d, isa.lanes):
                 appender.key_piece(i, lanes, load(f["k"], k_start + i, lanes))

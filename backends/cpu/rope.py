@@ -121,13 +121,13 @@ def qkv_finish(heads: int, kv_heads: int, rotation: Rotation, page: int, kv_dtyp
                 rotation.emit(read, lambda i, n, x: store(f["q"], target + i, x, n), tables, at, norm, isa)
 
             def key() -> None:
-                place, _ = pages.place(let(f["slots"][row]), head - heads)
+                place = pages.key(let(f["slots"][row]), head - heads)
                 norm = None if rotation.eps is None else f["k_norm"]
                 rotation.emit(read, appender.key_piece, tables, at, norm, isa)
                 appender.key_done(f["k_pages"], place)
 
             def value() -> None:
-                _, place = pages.place(let(f["slots"][row]), head - (heads + kv_heads))
+                place = pages.value(let(f["slots"][row]), head - (heads + kv_heads))
                 for i, lanes in spans(d, isa.lanes):
                     appender.value_piece(f["v_pages"], place, i, lanes, read(i, lanes))
 
