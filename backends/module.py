@@ -165,7 +165,6 @@ class LanguageModel:
         self.max_context = max_context or min(manifest.context, 8192)
         per_sequence = -(-self.max_context // p.page)
         self.pages = max(per_sequence, -(-(kv_tokens or 2 * self.max_context) // p.page))
-        self._kv_item = np.dtype(_NUMPY[p.kv_dtype]).itemsize
 
         self._inputs = {port.name: _port_memory(port.type, p.limits) for port in p.inputs}
         self._logits = _port_memory(p.outputs[0].type, p.limits)
@@ -195,9 +194,8 @@ class LanguageModel:
     def _kv_memory(self) -> dict[tuple[str, str], Array]:
         memory: dict[tuple[str, str], Array] = {}
         for layer in self.program.kv_layers:
-            size = self.pages * self.page_size * layer.kv_heads * layer.head_dim * self._kv_item
-            memory["kv", f"k.{layer.layer}"] = allocate(size)
-            memory["kv", f"v.{layer.layer}"] = allocate(size)
+            for part in ("k", "v"):
+                memory["kv", f"{part}.{layer.layer}"] = allocate(self.pages * layer.page_bytes)
         return memory
 
     def _rotations(self, artifact: Artifact) -> dict[tuple[str, str], Array]:
@@ -214,7 +212,7 @@ class LanguageModel:
     @property
     def kv_bytes(self) -> int:
         """Bytes of KV cache one token takes in all layers."""
-        return sum(2 * layer.kv_heads * layer.head_dim * self._kv_item for layer in self.program.kv_layers)
+        return sum(2 * layer.page_bytes for layer in self.program.kv_layers) // self.page_size
 
     def run(self, batch: Batch) -> Array:
         """One step; see `mlc.runtime.batch.Model.run`."""

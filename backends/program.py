@@ -66,7 +66,7 @@ class Port(msgspec.Struct, frozen=True):
 class KvLayer(msgspec.Struct, frozen=True):
     layer: int
     kv_heads: int
-    head_dim: int
+    page_bytes: int  # of the keys in a page; as many of values
 
 
 class Program(msgspec.Struct, frozen=True):

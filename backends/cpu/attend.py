@@ -5,7 +5,7 @@ Each element has one chain of operations. A score sums over d in order. A span, 
 the order of position. Masked tokens have the weight 0.0 exactly, so it makes no difference whether a part of a span is
 masked or absent. A row's result therefore depends on its own tokens alone, wherever its partials are computed.
 
-The tile's state lies in scratch memory: queries [vectors][d] times the scale, scores [vectors][span], and for each
+The tile's state lies in scratch memory: queries [vectors][depth] times the scale, scores [vectors][span], and for each
 vector the partial of the span at hand and the one merged so far.
 """
 
@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .emit import Registers, const, exp, f32, fma, let, load, splat, store
-from .isa import Isa
+from .emit import Registers, bits, const, exp, f32, fma, let, load, splat, store, vector
+from .isa import Dot, Isa
 from .kernel import Expr
+from .kv import padded, quantize
 from .tiles import Scratch, divisor_lanes, fold, fold_add, larger, outer_sum, parts, spans, tile_shape
 from .vmath import tanh
 
@@ -93,7 +94,8 @@ class Tile:
     come in blocks of `columns` columns.
 
     `padded`: the count is known at run time only, and rows up to the next multiple of the register tile are computed in
-    vain. Otherwise it is `vectors`.
+    vain. Otherwise it is `vectors`. `in_bytes`: keys are bytes with a scale each, so queries become bytes as well. The
+    row of a query then holds its bytes, its scale, and what `isa.Dot` has to begin with.
     """
 
     vectors: int
@@ -105,14 +107,25 @@ class Tile:
     softcap: float
     padded: bool
     isa: Isa
+    in_bytes: bool = False
+
+    @property
+    def depth(self) -> int:
+        """Elements of a query's row."""
+        return padded(self.d) if self.in_bytes else self.d
 
     def scratch(self, **more: int) -> Scratch:
         rows = self.vectors + (max(self._score_shape()[0], self._sum_shape()[0]) if self.padded else 0)
         record = Partial.size(self.d)
-        return Scratch(queries=rows * self.d, scores=rows * self.span, here=rows * record, merged=rows * record, **more)
+        return Scratch(
+            queries=rows * self.depth, scores=rows * self.span, here=rows * record, merged=rows * record, **more
+        )
 
     def _score_shape(self) -> tuple[int, int]:
-        return tile_shape(self.vectors, self.panel // divisor_lanes(self.panel, self.isa), self.isa)
+        across = self.panel // divisor_lanes(self.panel, self.isa)
+        if self.in_bytes:  # products of bytes take registers for themselves, and wait little for each other
+            return min(4, self.vectors), min(2, across)
+        return tile_shape(self.vectors, across, self.isa)
 
     def _sum_shape(self) -> tuple[int, int]:
         return tile_shape(self.vectors, self.columns // divisor_lanes(self.columns, self.isa), self.isa)
@@ -157,9 +170,71 @@ class BoundTile:
         """Take the vectors from query(column, lanes, vector m), and forget what came before."""
         t = self.tile
         with T.serial(0, self.used) as m:
+            row = let(self.queries + m * t.depth)
+            scale = f32(1 if t.in_bytes else t.scale)
             for i, lanes in spans(t.d, t.isa.lanes):
-                store(self.memory, self.queries + m * t.d + i, query(i, lanes, m) * splat(f32(t.scale), lanes), lanes)
+                store(self.memory, row + i, query(i, lanes, m) * splat(scale, lanes), lanes)
+            if t.in_bytes:
+                self._quantize(row)
             self.merged(m).clear()
+
+    def _quantize(self, row: Expr) -> None:
+        """Bytes in the place of a query: they end before what is yet to be read begins."""
+        t, memory, lanes = self.tile, self.memory, self.tile.isa.lanes
+        for i in range(t.d, t.depth):
+            store(memory, row + i, f32(0), 1)
+
+        def write(i: int, q: Expr) -> None:
+            store(memory, row + i // 4, bits(vector("float32", lanes // 4), q), lanes // 4)
+
+        scale, total = quantize(lambda i: load(memory, row + i, lanes), write, t.depth, t.isa)
+        store(memory, row + t.depth // 4, scale * f32(t.scale), 1)
+        start = f32(0) if t.isa.signed_bytes else bits("float32", let(total * -128))  # keys have 128 added
+        store(memory, row + (t.depth // 4 + 1), start, 1)
+
+    def score_bytes(
+        self,
+        column: Expr,
+        key: Callable[[Expr, Expr, int], Expr],
+        scales: Callable[[Expr, int], Expr],
+        ahead: Ahead,
+    ) -> None:
+        """As `score`; key(i, token, lanes) gives elements 4 i .. 4 i + 3 of many keys as bytes, scales(token, lanes)
+        their scales; ahead(i * 4 * panel + 4 * token, offset).
+        """
+        t, memory = self.tile, self.memory
+        lanes = divisor_lanes(t.panel, t.isa)
+        assert lanes == t.isa.lanes, f"keys in bytes come by the {t.isa.lanes}, {t.panel} of them do not"
+        height, width = t._score_shape()
+
+        def block(number: int, row: Expr, rows: int, first: Expr, vectors: int) -> None:
+            places = [let(self.queries + (row + m) * t.depth) for m in range(rows)]
+            sums = Registers(rows * vectors, "int32", lanes)
+            for m in range(rows):
+                start = let(splat(bits("int32", memory[places[m] + (t.depth // 4 + 1)]), lanes))
+                for v in range(vectors):
+                    sums[m * vectors + v] = start
+            with T.serial(0, -(-t.d // 4)) as i:
+                if number == 0:
+                    for v in range(vectors):
+                        ahead((i * t.panel + first * lanes) * 4, v * lanes * 4)
+                keys = [let(key(i, (first + v) * lanes, lanes)) for v in range(vectors)]
+                for m in range(rows):
+                    four = let(bits(f"int8x{lanes * 4}", splat(bits("int32", memory[places[m] + i]), lanes)))
+                    for v in range(vectors):
+                        dot = Dot(t.isa, sums[m * vectors + v], nibbles=False)
+                        dot.add(keys[v], four)
+                        sums[m * vectors + v] = dot.total()
+            for v in range(vectors):
+                factors = let(scales((first + v) * lanes, lanes))
+                for m in range(rows):
+                    factor = let(factors * splat(memory[places[m] + t.depth // 4], lanes))
+                    x = sums[m * vectors + v].astype(vector("float32", lanes)) * factor
+                    store(memory, self.scores + (row + m) * t.span + column + (first + v) * lanes, x, lanes)
+
+        for number, (row, rows) in enumerate(self._blocks(height)):
+            for first, vectors in parts(t.panel // lanes, width):
+                block(number, row, rows, first, vectors)
 
     def score(self, column: Expr, key: Callable[[Expr, Expr, int], Expr], ahead: Ahead) -> None:
         """Scores of `panel` tokens from `column` of the span; key(i, token, lanes) gives element i of many keys.
@@ -180,7 +255,7 @@ class BoundTile:
                 store(self.memory, self.scores + (row + m) * t.span + column + (first + v) * lanes, x, lanes)
 
             def left(m: int, i: Expr) -> Expr:
-                return self.memory[self.queries + (row + m) * t.d + i]
+                return self.memory[self.queries + (row + m) * t.depth + i]
 
             outer_sum(rows, vectors, lanes, t.d, left, right, lambda m, v: splat(f32(0), lanes), write)
 
@@ -188,8 +263,18 @@ class BoundTile:
             for first, vectors in parts(t.panel // lanes, width):
                 block(number, row, rows, first, vectors)
 
-    def soften(self, start: Expr, count: Expr, position: Expr, visible: Visible) -> None:
-        """Turn the scores of `count` panels from panel `start` of the span at `position` into weights."""
+    def soften(
+        self,
+        start: Expr,
+        count: Expr,
+        position: Expr,
+        visible: Visible,
+        scales: Callable[[Expr, int, int], Expr] | None = None,
+    ) -> None:
+        """Turn the scores of `count` panels from panel `start` of the span at `position` into weights.
+
+        scales(column of a panel, token of it, lanes) are factors of the values, which go into the weights.
+        """
         t = self.tile
         lanes = divisor_lanes(t.panel, t.isa)
         memory = self.memory
@@ -197,30 +282,33 @@ class BoundTile:
         def cap(x: Expr) -> Expr:
             return tanh(let(x * splat(f32(1 / t.softcap), lanes)), lanes) * splat(f32(t.softcap), lanes)
 
-        def columns(m: Expr) -> Iterator[tuple[Expr, Expr]]:
-            """The column and the place of each vector of scores."""
+        def columns(m: Expr) -> Iterator[tuple[Expr, int, Expr]]:
+            """(column of the panel, token of it, place) of each vector of scores."""
             with T.serial(0, count) as i:
                 column = let((start + i) * t.panel)
                 for v in range(0, t.panel, lanes):
-                    yield column + v, let(self.scores + m * t.span + column + v)
+                    yield column, v, let(self.scores + m * t.span + column + v)
 
         with T.serial(0, self.used) as m:
             top, total = Registers(1, "float32", lanes), Registers(1, "float32", lanes)
             top[0], total[0] = splat(f32(LOWEST), lanes), splat(f32(0), lanes)
-            for column, at in columns(m):
+            for column, v, at in columns(m):
                 x = let(load(memory, at, lanes))
                 if t.softcap:
                     x = let(cap(x))
                     store(memory, at, x, lanes)
-                mask = visible(m, let(position + column), lanes)
+                mask = visible(m, let(position + column + v), lanes)
                 top[0] = larger(top[0], let(tirx.Select(mask, x, splat(f32(LOWEST), lanes))))
             highest = let(fold(top[0], lanes, larger))
-            for column, at in columns(m):
-                mask = visible(m, let(position + column), lanes)
+            for column, v, at in columns(m):
+                mask = visible(m, let(position + column + v), lanes)
                 weight = let(exp(let(load(memory, at, lanes) - splat(highest, lanes)), lanes))
                 weight = let(tirx.Select(mask, weight, splat(f32(0), lanes)))
-                store(memory, at, weight, lanes)
                 total[0] = total[0] + weight
+                if scales is not None:  # what is not visible may have any scale
+                    scaled = let(weight * scales(column, v, lanes))
+                    weight = let(tirx.Select(mask, scaled, splat(f32(0), lanes)))
+                store(memory, at, weight, lanes)
             self.here(m).forget_sums()
             self.here(m).note(highest, fold_add(total[0], lanes))
 

@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from .attend import Ahead, Partial, Tile, no_fetch, up_to
-from .emit import const, let, load, prefetch, store, when, widen
+from .emit import bits, const, let, load, prefetch, store, when, widen
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .kv import Pages
@@ -62,10 +62,18 @@ def paged_attention(
     span = span_tokens(page)
     span_pages = span // page
     tile = Tile(
-        group * tile_rows, d, pages.key_block, pages.value_block, span, scale, softcap, padded=tile_rows > 1, isa=isa
+        group * tile_rows,
+        d,
+        pages.key_block,
+        pages.value_block,
+        span,
+        scale,
+        softcap,
+        tile_rows > 1,
+        isa,
+        pages.in_bytes,
     )
     layout = tile.scratch()
-    item_bytes = 4 if kv_dtype == "float32" else 2
     record = Partial.size(d)
 
     def body(f: Frame) -> None:
@@ -93,11 +101,11 @@ def paged_attention(
 
                 `ahead` fetches the block after it; the address `then` in another buffer is what is read last.
                 """
-                size = d * page // blocks
+                size = (pages.depth if buffer is k_pages else d) * page // blocks
 
                 def fetch(other: Expr, base: Expr) -> Ahead:
                     def ahead(place: Expr, offset: int) -> None:
-                        if offset * item_bytes % LINE == 0:
+                        if offset * pages.item % LINE == 0:
                             prefetch(other, base + place + offset)
 
                     return no_fetch if tile_rows > 1 else ahead  # many rows take so long that the hardware keeps up
@@ -116,10 +124,21 @@ def paged_attention(
                 key_blocks, value_blocks = page // pages.key_block, d // pages.value_block
 
                 def score(index: Expr, block: Expr, at: Expr, ahead: Ahead) -> None:
+                    column = let((index - c * span_pages) * page + block * pages.key_block)
+
                     def key(i: Expr, token: Expr, lanes: int) -> Expr:
                         return widen(load(k_pages, at + i * pages.key_block + token, lanes), kv_dtype, lanes)
 
-                    bound.score(let((index - c * span_pages) * page + block * pages.key_block), key, ahead)
+                    def key_bytes(i: Expr, token: Expr, lanes: int) -> Expr:
+                        place = at + (i * pages.key_block + token) * 4
+                        return bits(f"uint8x{lanes * 4}", load(k_pages, place, lanes * 4))
+
+                    if pages.in_bytes:
+                        base, first = page_base(index), let(block * pages.key_block)
+                        scales = lambda token, lanes: pages.scales(k_pages, base, first + token, lanes)  # noqa: E731
+                        bound.score_bytes(column, key_bytes, scales, ahead)
+                    else:
+                        bound.score(column, key, ahead)
 
                 def add(index: Expr, block: Expr, at: Expr, ahead: Ahead) -> None:
                     def value(token: Expr, i: Expr, lanes: int) -> Expr:
@@ -131,9 +150,13 @@ def paged_attention(
                 def visible(m: Expr, position: Expr, lanes: int) -> Expr:
                     return up_to(member(m, 1), position, lanes, window)
 
+                def value_scales(column: Expr, token: int, lanes: int) -> Expr:
+                    base = page_base(let(c * span_pages + column // page))
+                    return pages.scales(v_pages, base, column % page + token, lanes)
+
                 walk(low, high, key_blocks, k_pages, (v_pages, page_base(low)), score)
                 panels = let((low - c * span_pages) * key_blocks), let((high - low) * key_blocks)
-                bound.soften(*panels, let(c * span), visible)
+                bound.soften(*panels, let(c * span), visible, value_scales if pages.in_bytes else None)
                 walk(low, high, value_blocks, v_pages, (k_pages, page_base(tirx.min(high, last_page))), add)
                 when(split > 0, lambda: keep(c), bound.merge)
 

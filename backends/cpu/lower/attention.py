@@ -9,7 +9,7 @@ from ...lowering import fixed, lowers, size_of
 from ...program import Guard, KvLayer, Ref
 from ..attend import Partial
 from ..attention import merge_partials, paged_attention
-from ..kv import kv_append
+from ..kv import Pages, kv_append
 from ..rope import Rotation, qkv_finish, rope
 from ..rows import Rows
 from .context import MANY, PAGE, TILE, TIR, CpuLowering, width
@@ -21,7 +21,8 @@ def _rotation_tables(x: CpuLowering, frequencies: Value) -> dict[str, Ref]:
 
 
 def _pages(x: CpuLowering, layer: int, kv_heads: int, d: int) -> dict[str, Ref]:
-    x.kv_layers[layer] = KvLayer(layer, kv_heads, d)
+    pages = Pages(kv_heads, d, PAGE, TIR[x.kv_dtype])
+    x.kv_layers[layer] = KvLayer(layer, kv_heads, pages.stride * pages.item * kv_heads)
     return {"k_pages": Ref("kv", f"k.{layer}"), "v_pages": Ref("kv", f"v.{layer}")}
 
 

@@ -14,7 +14,7 @@ PAGE = 64  # tokens of a KV page
 SPAN = span_tokens(PAGE)
 TILE = 48  # query vectors that the attention kernel for many rows takes together: whole register tiles
 MANY = (1 << 31) - 1
-TIR = {"f32": "float32", "f16": "float16", "bf16": "uint16", "i32": "int32"}
+TIR = {"f32": "float32", "f16": "float16", "bf16": "uint16", "i32": "int32", "q8": "int8"}
 
 
 class CpuLowering(Lowering):

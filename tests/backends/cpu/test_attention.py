@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,18 +23,48 @@ Array = np.ndarray[Any, Any]
 Run = Callable[..., dict[str, Array]]
 
 
+attention_kernel, merge_kernel = cache(paged_attention), cache(merge_partials)  # compiled once each
+
+
 def block(size: int) -> int:
     """Tokens or columns that lie together in a page."""
     return 32 if size % 32 == 0 else size
 
 
+def as_bytes(x: Array) -> tuple[Array, Array]:
+    """(q int8, scale) of each row of the last axis: x is about q * scale."""
+    peak = np.abs(x.astype(np.float32)).max(axis=-1, keepdims=True)
+    return np.rint(x * (np.float32(127) / peak)).astype(np.int8), peak / np.float32(127)
+
+
+def means(x: Array, dtype: str) -> Array:
+    """What is kept of x, as float64."""
+    if dtype != "int8":
+        return x.astype(np.float64)
+    q, scale = as_bytes(x)
+    return q.astype(np.float64) * scale
+
+
+def page_size(tokens: int, d: int, dtype: str) -> int:
+    """Numbers of a page and head."""
+    return (-(-d // 4) * 4 + 4) * tokens if dtype == "int8" else d * tokens
+
+
 def write(pages: tuple[Array, Array], shape: tuple[int, int], page: int, offset: int, k: Array, v: Array) -> None:
-    """Put a token's k and v [kv_heads, d] into keys and values [pages, kv_heads, d * tokens] of pages of tokens."""
+    """Put a token's k and v [kv_heads, d] into keys and values [pages, kv_heads, page_size] of pages of tokens."""
     tokens, d = shape
-    some, wide = block(tokens), block(d)
-    keys, values = (p.reshape(*p.shape[:2], -1, *by) for p, by in zip(pages, ((d, some), (tokens, wide)), strict=True))
-    keys[page, :, offset // some, :, offset % some] = k
-    values[page, :, :, offset] = v.reshape(len(v), -1, wide)
+    (keys, values), four = pages, 1
+    if keys.dtype == np.int8:  # keys in fours, and scales behind the numbers
+        depth, four = -(-d // 4) * 4, 4
+        (k, k_scale), (v, v_scale) = as_bytes(k), as_bytes(v)
+        for memory, scale in ((keys, k_scale), (values, v_scale)):
+            memory[page, :, depth * tokens :].view(np.float32)[:, offset] = scale[:, 0]
+        k = np.pad(k, ((0, 0), (0, depth - d))) ^ np.int8(0 if host_isa().signed_bytes else -128)
+    some, wide, heads = block(tokens), block(d), len(k)
+    for head in range(heads):
+        block_of_keys = keys[page, head, : k.shape[1] * tokens].reshape(-1, k.shape[1] // four, some, four)
+        block_of_keys[offset // some, :, offset % some] = k[head].reshape(-1, four)
+        values[page, head, : d * tokens].reshape(-1, tokens, wide)[:, offset] = v[head].reshape(-1, wide)
 
 
 @dataclass
@@ -66,14 +97,17 @@ class Batch:
         counts = [-(-context // self.page) for context in self.contexts]
         pages = sum(counts) + 2
         order = iter(random.permutation(pages))
-        self.k_pages = np.full((pages, self.kv_heads, self.d * self.page), np.nan, self.dtype)
-        self.v_pages = np.full((pages, self.kv_heads, self.d * self.page), np.nan, self.dtype)
+        size = pages, self.kv_heads, page_size(self.page, self.d, self.dtype) * np.dtype(self.dtype).itemsize
+        self.k_pages, self.v_pages = (np.full(size, 0xFF, np.uint8).view(self.dtype) for _ in range(2))  # NaN
         self.tables = np.full((len(counts), max(counts) + 1), 1 << 30, np.int32)
         self.k: list[Array] = []
         self.v: list[Array] = []
         for sequence, (context, count) in enumerate(zip(self.contexts, counts, strict=True)):
             self.tables[sequence, :count] = [next(order) for _ in range(count)]
-            k, v = (random.standard_normal((context, self.kv_heads, self.d)).astype(self.dtype) for _ in range(2))
+            k, v = (
+                random.standard_normal((context, self.kv_heads, self.d)).astype(self.dtype.replace("int8", "float32"))
+                for _ in range(2)
+            )
             for source, tokens in ((b, tokens) for a, b, tokens in self.alike if a == sequence):
                 k[:tokens], v[:tokens] = self.k[source][:tokens], self.v[source][:tokens]
                 if self.shared:
@@ -126,13 +160,13 @@ class Batch:
             if only is not None and name == "tiles":
                 tiles = tiles[only : only + 1]
             if len(tiles):
-                kernel = paged_attention(*shape, rows, 0.2, isa, **options)
+                kernel = attention_kernel(*shape, rows, 0.2, isa, **options)
                 inputs = {**common, "tiles": tiles, "out": out, "partials": partials}
                 sizes = {"tile_count": len(tiles), "table_stride": step.tables.shape[1]}
                 got = run_kernel(kernel, inputs, sizes, outputs=written, isa=isa)
                 out, partials = got["out"].copy(), got["partials"].copy()
         if self.sizes["merges"]:
-            kernel = merge_partials(self.heads, self.d, self.page, isa, window=options.get("window", 0))
+            kernel = merge_kernel(self.heads, self.d, self.page, isa, window=options.get("window", 0))
             inputs = {"members": plan.members, "partials": partials, "out": out}
             sizes = {"merge_count": self.sizes["merges"]}
             out = run_kernel(kernel, inputs, sizes, outputs={"out": written["out"]}, isa=isa)["out"]
@@ -144,8 +178,8 @@ class Batch:
             position = torch.arange(context - new, context)[:, None]
             behind = position - torch.arange(context)[None]
             mask = (behind >= 0) & (behind < (window or context))
-            q = torch.tensor(self.q[row : row + new], dtype=torch.float64).transpose(0, 1)
-            k, v = (torch.tensor(x.astype(np.float64)).transpose(0, 1) for x in (k, v))
+            q = torch.tensor(means(self.q[row : row + new], self.dtype)).transpose(0, 1)
+            k, v = (torch.tensor(means(x, self.dtype)).transpose(0, 1) for x in (k, v))
             k, v = (x.repeat_interleave(self.heads // self.kv_heads, 0) for x in (k, v))
             if softcap:
                 scores = torch.tanh(q @ k.mT * (0.2 / softcap)) * softcap
@@ -167,6 +201,9 @@ SHAPES = [
     (16, 1, 24, 8, "float32", {"window": 7}),
     (1, 1, 5, 128, "float32", {}),
     (2, 1, 256, 48, "float16", {"window": 64, "softcap": 5.0}),
+    (4, 2, 64, 32, "int8", {}),
+    (5, 1, 33, 8, "int8", {"window": 300}),
+    (6, 2, 128, 64, "int8", {"softcap": 2.0}),
 ]
 # whole prompts, decoding, later parts of prompts, and both sides of where a span ends
 MIXED = ((5, 100, 33, 64, 130, 1, 700, 256, 257, 520), (5, 1, 20, 64, 3, 1, 1, 1, 2, 20))
@@ -187,7 +224,7 @@ def test_attention_of_a_ragged_batch_equals_torch_and_does_not_depend_on_the_til
         assert decode.tobytes() == other.tobytes(), f"tiles of {tile_rows} rows, for {threads} threads"
 
 
-ALIKE = ((1, 0, 512), (2, 0, 768), (3, 2, 800), (5, 4, 256))  # whole pages of 16; some of it not a whole span
+ALIKE = ((1, 0, 512), (2, 0, 768), (3, 2, 752), (5, 4, 256))  # whole pages of 16, not always whole spans
 CONTEXTS = (1000, 513, 769, 1030, 257, 700, 512)
 
 
@@ -232,7 +269,7 @@ def test_very_unequal_scores_give_one_token_all_the_weight(run_kernel: Run) -> N
     np.testing.assert_allclose(batch.run(run_kernel, 1, host_isa()), batch.expected(), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 @pytest.mark.parametrize(("kv_heads", "d", "page"), [(1, 7, 8), (2, 33, 32), (3, 64, 16)])
 @pytest.mark.parametrize("name", ["host", "avx2"])
 def test_kv_append_writes_its_slots_and_nothing_else(
@@ -242,7 +279,7 @@ def test_kv_append_writes_its_slots_and_nothing_else(
     merged = random.standard_normal((rows, 3 * width)).astype(np.float32) * 100
     merged[0, width] = 1e6  # more than float16 holds
     slots = random.permutation(5 * page)[:rows].astype(np.int32)
-    before = random.standard_normal((5, kv_heads, d * page)).astype(dtype)
+    before = (random.standard_normal((5, kv_heads, page_size(page, d, dtype))) * 9).astype(dtype)
     isa = _isa(name, runnable)
     kernel = kv_append(kv_heads, d, page, dtype, isa, k=Rows(3 * width, width), v=Rows(3 * width, 2 * width))
     inputs = {"k": merged, "v": "k", "slots": slots, "k_pages": before, "v_pages": before}
@@ -253,8 +290,8 @@ def test_kv_append_writes_its_slots_and_nothing_else(
     for row, slot in enumerate(slots):
         k, v = np.clip(merged[row, width:], -largest, largest).reshape(2, kv_heads, d)
         write((k_pages, v_pages), (page, d), slot // page, slot % page, k, v)
-    np.testing.assert_array_equal(got["k_pages"], k_pages)
-    np.testing.assert_array_equal(got["v_pages"], v_pages)
+    assert got["k_pages"].tobytes() == k_pages.tobytes()
+    assert got["v_pages"].tobytes() == v_pages.tobytes()
 
 
 @pytest.mark.parametrize(("name", "instruction"), [("neon", "fmla"), ("avx2", "vfmadd"), ("avx512", "zmm")])
