@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from mlc.errors import ArtifactError
 
 from .artifact import WEIGHTS, Manifest, check, read_manifest, read_program
+from .attention_plan import AttentionPlan
 from .executor import Executor, load_library, set_threads
 from .load import LoadPolicy, usable_cores
 from .memory import allocate
@@ -121,6 +122,14 @@ def _port_memory(type_text: str, limits: Mapping[str, int]) -> Array:
     return allocate(count * dtype.itemsize).view(dtype)
 
 
+class _Positions(NamedTuple):
+    """Rows of a step, as `AttentionPlan.fill` reads them."""
+
+    positions: Array
+    starts: Array
+    tables: Array
+
+
 class LanguageModel:
     """A compiled language model with its paged KV cache; implements `mlc.runtime.batch.Model`."""
 
@@ -141,31 +150,39 @@ class LanguageModel:
         self.max_context = max_context or min(manifest.context, 8192)
         per_sequence = -(-self.max_context // p.page)
         self.pages = max(per_sequence, -(-(kv_tokens or 2 * self.max_context) // p.page))
-        self._kv_item = np.dtype(_NUMPY[p.kv_dtype]).itemsize
 
         self._inputs = {port.name: _port_memory(port.type, p.limits) for port in p.inputs}
         self._logits = _port_memory(p.outputs[0].type, p.limits)
         self._slots = allocate(4 * self.max_tokens).view(np.int32)
         self._tables = allocate(4 * self.max_sequences * per_sequence).view(np.int32).reshape(-1, per_sequence)
-        self._tiles = allocate(16 * (self.max_tokens + self.max_sequences)).view(np.int32).reshape(-1, 4)
-        self._ramp = np.arange(self.max_tokens + self.max_sequences, dtype=np.int32)
+        self._attention = AttentionPlan(
+            page=p.page,
+            span=p.span,
+            tile_rows=p.tile_rows,
+            kv_heads=max(layer.kv_heads for layer in p.kv_layers),
+            max_tokens=self.max_tokens,
+            max_sequences=self.max_sequences,
+            max_context=self.max_context,
+            threads=artifact.threads,
+        )
         memory: dict[tuple[str, str], Array] = {("input", name): array for name, array in self._inputs.items()}
         memory |= {("output", "0"): self._logits, ("step", "slots"): self._slots}
-        memory |= {("step", "tables"): self._tables, ("step", "tiles"): self._tiles}
+        memory |= {("step", "tables"): self._tables}
+        memory |= {("step", "partials"): allocate(p.partial * self._attention.partials)}
+        memory |= {("step", name): getattr(self._attention, name) for name in ("members", "single_tiles", "tiles")}
         self._rules = allocate(16 * self.max_sequences).view(np.float32).reshape(-1, 4)
         self._draws = allocate(8 * self.max_sequences).view(np.float64)
         self._chosen = allocate(4 * self.max_sequences).view(np.int32)
         memory |= {("step", "rules"): self._rules, ("step", "draws"): self._draws, ("step", "chosen"): self._chosen}
         memory |= self._kv_memory() | self._rotations(artifact)
         self.executor = artifact.executor(p, memory)
-        self.symbols: dict[str, int] = {"table_stride": per_sequence, "draws": 0, "again": 0}
+        self.symbols: dict[str, int] = {"table_stride": per_sequence, "draws": 0, "again": 0, "plain": 0}
 
     def _kv_memory(self) -> dict[tuple[str, str], Array]:
         memory: dict[tuple[str, str], Array] = {}
         for layer in self.program.kv_layers:
-            size = self.pages * self.page_size * layer.kv_heads * layer.head_dim * self._kv_item
-            memory["kv", f"k.{layer.layer}"] = allocate(size)
-            memory["kv", f"v.{layer.layer}"] = allocate(size)
+            for part in ("k", "v"):
+                memory["kv", f"{part}.{layer.layer}"] = allocate(self.pages * layer.page_bytes)
         return memory
 
     def _rotations(self, artifact: Artifact) -> dict[tuple[str, str], Array]:
@@ -182,7 +199,7 @@ class LanguageModel:
     @property
     def kv_bytes(self) -> int:
         """Bytes of KV cache one token takes in all layers."""
-        return sum(2 * layer.kv_heads * layer.head_dim * self._kv_item for layer in self.program.kv_layers)
+        return sum(2 * layer.page_bytes for layer in self.program.kv_layers) // self.page_size
 
     def run(self, batch: Batch) -> Array:
         """One step; see `mlc.runtime.batch.Model.run`."""
@@ -202,9 +219,12 @@ class LanguageModel:
         self.prepare(batch)
         self._prepare_sampling(rules, draws[0])
         self.symbols["again"] = 1
+        following = _Positions(self._inputs["positions"][: len(rules)], batch.starts, batch.tables)
         chosen, last = self._chosen[: len(rules)], len(draws) - 1
         steps: list[list[int]] = []
         for number, row in enumerate(draws):
+            if number and not self.symbols["plain"]:
+                self.symbols.update(self._attention.fill(following))
             self._draws[: len(row)] = row
             self.executor.step(self.symbols, 0, len(self.program.calls) - (number == last))
             tokens: list[int] = chosen.tolist()
@@ -226,30 +246,7 @@ class LanguageModel:
         self._inputs["rows"][:r] = batch.rows
         self._slots[:n] = batch.slots
         self._tables[:s, : batch.tables.shape[1]] = batch.tables
-        tiles, tile_rows = self._plan_tiles(batch, n, s)
-        self.symbols.update(n=n, r=r, tiles=tiles, tile_rows=tile_rows, draws=0, again=0)
-
-    def _plan_tiles(self, batch: Batch, n: int, s: int) -> tuple[int, int]:
-        """Cut the step into tiles (sequence, first row, rows, position); returns their number and largest size."""
-        if n == s:  # every sequence runs one token
-            tiles = self._tiles[:n]
-            tiles[:, 0] = tiles[:, 1] = self._ramp[:n]
-            tiles[:, 2] = 1
-            tiles[:, 3] = batch.positions
-            return n, 1
-        size = self.program.tile_rows
-        counts = np.diff(batch.starts)
-        per_sequence = -(-counts // size)
-        total = int(per_sequence.sum())
-        tiles = self._tiles[:total]
-        sequence = np.repeat(self._ramp[:s], per_sequence)
-        first = np.repeat(np.cumsum(per_sequence) - per_sequence, per_sequence)
-        offset = (self._ramp[:total] - first) * size  # rows of the same sequence before this tile
-        tiles[:, 0] = sequence
-        tiles[:, 1] = batch.starts[sequence] + offset
-        tiles[:, 2] = np.minimum(counts[sequence] - offset, size)
-        tiles[:, 3] = batch.positions[tiles[:, 1]]
-        return total, size
+        self.symbols.update(self._attention.fill(batch), n=n, r=r, draws=0, again=0)
 
 
 def open_module(

@@ -75,9 +75,11 @@ def prefetch(buffer: Expr, index: Expr) -> None:
 
 
 def widen(value: Expr, dtype: str, lanes: int) -> Expr:
-    """`value` (float32, float16, or uint16 holding bfloat16 bits) as float32."""
+    """`value` (float32, float16, int8, or uint16 holding bfloat16 bits) as float32."""
     if dtype == "float32":
         return value
+    if dtype == "int8":
+        return value.astype(vector("int32", lanes)).astype(vector("float32", lanes))
     if dtype == "float16":
         return value.astype(vector("float32", lanes))
     assert dtype == "uint16", dtype

@@ -9,6 +9,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from .attention import MEMBER, TILE
 from .emit import Registers, bits, const, f32, let, load, splat, store, vector, when
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
@@ -219,7 +220,8 @@ def _pick(weights: Expr, first: Expr, count: int, u: Expr) -> tuple[Expr, Expr]:
 def advance(page: int) -> Kernel:
     """Make the tokens that were chosen the next step of sequences that run one token each.
 
-    Pointers chosen, tokens, positions, slots, tables [rows, stride], tiles [rows, 4], all i32. Sizes rows, stride.
+    Pointers chosen, tokens, positions, slots, tables [rows, stride], members and tiles (see `attention`), all i32.
+    Sizes rows, stride, and plain: 1 where member i and tile i are sequence i, whole; otherwise they stay as they are.
     """
 
     def body(f: Frame) -> None:
@@ -229,8 +231,14 @@ def advance(page: int) -> Kernel:
             store(f["tokens"], row, f["chosen"][row], 1)
             store(f["positions"], row, position, 1)
             store(f["slots"], row, table_page * page + position % page, 1)
-            store(f["tiles"], row * 4 + 3, position, 1)
 
-    names = ("chosen", "tokens", "positions", "slots", "tables", "tiles")
+            def attend() -> None:
+                store(f["members"], row * MEMBER + 1, position, 1)
+                store(f["tiles"], row * TILE + 3, position, 1)
+                store(f["tiles"], row * TILE + 5, position + 1, 1)
+
+            when(f["plain"] == 1, attend)
+
+    names = ("chosen", "tokens", "positions", "slots", "tables", "members", "tiles")
     pointers = tuple(Pointer(name, "int32") for name in names)
-    return Kernel(kernel_name("advance", page), pointers, ("rows", "stride"), all_rows, body)
+    return Kernel(kernel_name("advance", page), pointers, ("rows", "stride", "plain"), all_rows, body)

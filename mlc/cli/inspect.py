@@ -132,6 +132,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("model", f"{manifest.name} ({manifest.model_type})"),
         ("parameters", output.quantity(manifest.parameters)),
         ("weights", manifest.quantization),
+        ("KV cache", manifest.kv_type),
         ("context", f"{manifest.context} tokens"),
         ("vocabulary", f"{manifest.vocab} tokens"),
         ("target", f"{target.name} ({target.architecture}: {', '.join(target.features) or 'baseline'})"),

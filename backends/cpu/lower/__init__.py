@@ -10,12 +10,12 @@ from mlc.ir import Tensor
 from ...layouts import layout_for
 from ..isa import Isa
 from . import attention, elementwise, moves, products, vision
-from .context import PAGE, TILE_ROWS, CpuLowering
+from .context import PAGE, SPAN, CpuLowering
 from .sampling import lower_sampling
 
 __all__ = [
     "PAGE",
-    "TILE_ROWS",
+    "SPAN",
     "CpuLowering",
     "attention",
     "elementwise",

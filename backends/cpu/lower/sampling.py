@@ -41,6 +41,8 @@ def lower_sampling(x: CpuLowering) -> None:
     ):
         names = [pointer.name for pointer in kernel.pointers if pointer.name != "scratch"]
         x.call("sample", kernel, {name: memory[name] for name in names}, {"rows": rows}, guard)
-    step = {name: Ref("step", name) for name in ("chosen", "slots", "tables", "tiles")}
+    step = {name: Ref("step", name) for name in ("chosen", "slots", "tables", "members")}
+    step["tiles"] = Ref("step", "single_tiles")
     step |= {name: Ref("input", name) for name in ("tokens", "positions")}
-    x.call("advance", advance(PAGE), step, {"rows": rows, "stride": ("table_stride",)}, Guard(("again",), 1, 1))
+    sizes = {"rows": rows, "stride": ("table_stride",), "plain": ("plain",)}
+    x.call("advance", advance(PAGE), step, sizes, Guard(("again",), 1, 1))
