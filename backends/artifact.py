@@ -21,7 +21,7 @@ from mlc.errors import ArtifactError, Corrupt, WrongTarget, WrongVersion
 
 from .program import Program
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.yaml"
 WEIGHTS = "weights.safetensors"
 
@@ -41,6 +41,7 @@ class Manifest(msgspec.Struct, frozen=True):
     created_by: str  # versions of mlc and tvm
     target: Target
     quantization: str
+    kv_type: str  # how keys and values are kept; empty for an encoder
     parameters: int
     context: int  # tokens the model was made for; 0 for an encoder
     vocab: int  # 0 for an encoder

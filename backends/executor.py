@@ -9,19 +9,37 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm_ffi
 
 from mlc.errors import ArtifactError, Corrupt
 
-from .cpu.sync import MAX_THREADS, SYNC_WORDS
+from .cpu.sync import MAX_THREADS, SPINS, SYNC_WORDS
 from .cpu.table import ENTRY, HEAD, row
+from .load import LoadPolicy, usable_cores
 from .memory import ALIGNMENT, allocate
 from .program import Program, Ref, Size, evaluate_size
+
+
+def _import_ffi() -> Any:
+    """tvm_ffi without PyTorch, which it imports wherever that is installed: two seconds for nothing that we use."""
+    if "torch" in sys.modules:
+        return importlib.import_module("tvm_ffi")
+    sys.modules["torch"] = None  # type: ignore[assignment]  # makes its import fail
+    try:
+        return importlib.import_module("tvm_ffi")
+    finally:
+        del sys.modules["torch"]
+
+
+tvm_ffi = _import_ffi()
+
+_SPINS = 2000  # pauses of a waiting thread, about 50 to 100 µs; with more threads than cores it would block others
 
 Array = np.ndarray[Any, Any]
 Run = Callable[..., None]
@@ -54,9 +72,32 @@ def _load_runtime() -> None:
 
 
 def set_threads(threads: int) -> None:
-    """Give the calling thread's pool room for `threads`. Only the first call of a process has an effect."""
+    """Give the pool room for `threads`, and for all cores. Only the first call of a process has an effect."""
     os.environ.setdefault("TVM_BIND_THREADS", "0")  # pinning would ignore the cores this process was given
-    os.environ.setdefault("TVM_NUM_THREADS", str(threads))
+    os.environ.setdefault("TVM_NUM_THREADS", str(max(threads, usable_cores())))
+    os.environ.setdefault(
+        "TVM_THREAD_POOL_SPIN_COUNT", "3000"
+    )  # about a millisecond; 300000 would keep cores from others
+
+
+class _Pool(threading.local):
+    """The calling thread's pool: TVM launches as many workers as it was told last, whatever the number of threads."""
+
+    def __init__(self) -> None:
+        self._asked = self._width = 1
+
+    def use(self, threads: int) -> int:
+        """Make the next launch one of `threads`; returns how many the pool really has."""
+        if threads == 1:
+            return 1  # no launch
+        if threads != self._asked:
+            tvm_ffi.get_global_func("runtime.config_threadpool")(_ANY_CORES, threads)
+            self._asked, self._width = threads, tvm_ffi.get_global_func("runtime.NumThreads")()
+        return self._width
+
+
+_ANY_CORES = 1  # affinity mode "big": without TVM_BIND_THREADS it binds nothing
+_pool = _Pool()
 
 
 class Executor:
@@ -69,14 +110,16 @@ class Executor:
         memory: Mapping[tuple[str, str], Array],
         *,
         threads: int,
+        load: LoadPolicy | None = None,
     ) -> None:
         """`memory` holds what the program does not own: (kind, name) -> array, for weights, inputs, outputs, kv, step
-        and rope.
+        and rope. A step runs on `threads` threads, or on as many as `load` says, which are at most these.
         """
         if not 1 <= threads <= MAX_THREADS:
             raise ArtifactError(f"threads must be 1 to {MAX_THREADS}, got {threads}")
         self.program = program
-        self.threads = min(threads, int(os.environ.get("TVM_NUM_THREADS", threads)))
+        self.threads = threads
+        self._load = load
         self._run = run
         self._memory = dict(memory)
         self._memory["arena", ""] = allocate(program.arena)
@@ -84,7 +127,9 @@ class Executor:
         sizes = {s for call in program.calls for s in (*call.sizes, *([call.guard.size] if call.guard else []))}
         self._slots: dict[Size, int] = {size: i for i, size in enumerate(sorted(sizes))}
         self._sizes = allocate(4 * (len(self._slots) + 1)).view(np.int32)
+        self._symbols: dict[str, int] = {}  # whose values `_sizes` holds
         self._sync = allocate(4 * SYNC_WORDS).view(np.int32)
+        self._sync[SPINS] = _SPINS if threads <= usable_cores() else 0
         self._table = self._build_table()
         self._arguments = tuple(tvm_ffi.from_dlpack(a) for a in (self._table.reshape(-1), self._sizes, self._sync))
 
@@ -114,17 +159,22 @@ class Executor:
         assert address % ALIGNMENT == 0, f"{ref} is not aligned"
         return int(address)
 
-    def step(self, symbols: Mapping[str, int]) -> None:
-        """Make every call, the symbols having the given values. One native call."""
+    def step(self, symbols: Mapping[str, int], first: int = 0, end: int | None = None) -> None:
+        """Make the calls from `first` up to `end` (None: all), the symbols having the given values. One native call."""
         self._set_sizes(symbols)
-        self._run(*self._arguments, 0, len(self.program.calls), self.threads)
+        self._run(*self._arguments, first, len(self.program.calls) if end is None else end, self.threads_now())
 
     def step_flat(self, symbols: Mapping[str, int], observe: Callable[[int], None]) -> None:
         """Make the calls one by one; `observe(i)` is called after call i. The results are those of `step`."""
         self._set_sizes(symbols)
+        threads = self.threads_now()
         for i in range(len(self.program.calls)):
-            self._run(*self._arguments, i, i + 1, self.threads)
+            self._run(*self._arguments, i, i + 1, threads)
             observe(i)
+
+    def threads_now(self) -> int:
+        """The number of threads of a step that begins now."""
+        return _pool.use(self._load.threads() if self._load else self.threads)
 
     def runs(self, index: int, symbols: Mapping[str, int]) -> bool:
         """Whether call `index` is made for these sizes."""
@@ -132,6 +182,8 @@ class Executor:
         return guard is None or guard.low <= evaluate_size(guard.size, dict(symbols)) <= guard.high
 
     def _set_sizes(self, symbols: Mapping[str, int]) -> None:
-        known = dict(symbols)
+        if symbols == self._symbols:
+            return
+        known = self._symbols = dict(symbols)
         for size, slot in self._slots.items():
             self._sizes[slot] = evaluate_size(size, known)

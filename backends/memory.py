@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,3 +27,27 @@ def allocate(size: int) -> Array:
     raw = np.frombuffer(memory, np.uint8)
     start = -raw.ctypes.data % _HUGE
     return raw[start : start + size]
+
+
+def available(root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take: what the system has left, and no more than its cgroup allows in all.
+
+    None where the system does not tell.
+    """
+    found = [int(text) for name in _LIMITS if (text := _text(root / "sys/fs/cgroup" / name).strip()).isdigit()]
+    for line in _text(root / "proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if name == "MemAvailable" and words and words[0].isdigit():
+            found.append(int(words[0]) << 10)
+    return min(found, default=None)
+
+
+_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of a cgroup, versions 2 and 1
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

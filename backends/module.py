@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from mlc.errors import ArtifactError
 
 from .artifact import WEIGHTS, Manifest, check, read_manifest, read_program
+from .attention_plan import AttentionPlan
 from .executor import Executor, load_library, set_threads
+from .load import LoadPolicy, usable_cores
 from .memory import allocate
 from .program import Program, evaluate_dim
-from .weights_file import read
+from .weights_file import load_weights
 
 Array = np.ndarray[Any, Any]
 
@@ -44,52 +45,29 @@ class Batch(Protocol):
 SMALL = 32 << 20  # bytes of weights; they stay in a core's cache, and meeting at barriers costs more than it gains
 
 
-def usable_cores() -> int:
-    """The cores this process may use: its affinity mask, cut by the cgroup's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return cores
-
-
 class Artifact:
     """An opened artifact: manifest, native library and weights in memory."""
 
-    def __init__(self, folder: Path, *, threads: int | None = None) -> None:
-        """Raises ArtifactError and its kinds."""
+    def __init__(self, folder: Path, *, threads: int | None = None, mapped: bool | None = None) -> None:
+        """Steps run on `threads` threads; by default on as many cores as others leave free, one for a small model.
+        `mapped`: see `load_weights`. Raises ArtifactError and its kinds.
+        """
         self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
         check(folder, self.manifest)
         small = (folder / WEIGHTS).stat().st_size < SMALL
         self.threads = threads or (1 if small else usable_cores())
+        self._load = LoadPolicy(self.threads) if threads is None and self.threads > 1 else None
         set_threads(self.threads)
         self._run = load_library(folder / self.manifest.library)
-        self._weights = _load_weights(folder / WEIGHTS)
+        self._weights = load_weights(folder / WEIGHTS, mapped=mapped)
 
     def executor(self, program: Program, memory: Mapping[tuple[str, str], Array]) -> Executor:
         weights = {("weight", name): array for name, array in self._weights.items()}
-        return Executor(program, self._run, {**weights, **memory}, threads=self.threads)
+        return Executor(program, self._run, {**weights, **memory}, threads=self.threads, load=self._load)
 
     def weight(self, name: str) -> Array:
         return self._weights[name]
-
-
-def _load_weights(path: Path) -> dict[str, Array]:
-    """Weights copied into huge pages where the system offers them; see `memory` for what these are worth."""
-    size = path.stat().st_size
-    memory = allocate(size)
-    with path.open("rb", buffering=0) as file:
-        done = 0
-        while done < size:
-            count = file.readinto(memory[done : done + (1 << 28)].data)
-            if not count:
-                raise ArtifactError(f"{path} became shorter while it was read")
-            done += count
-    return read(path, memory)
 
 
 class Function:
@@ -144,6 +122,14 @@ def _port_memory(type_text: str, limits: Mapping[str, int]) -> Array:
     return allocate(count * dtype.itemsize).view(dtype)
 
 
+class _Positions(NamedTuple):
+    """Rows of a step, as `AttentionPlan.fill` reads them."""
+
+    positions: Array
+    starts: Array
+    tables: Array
+
+
 class LanguageModel:
     """A compiled language model with its paged KV cache; implements `mlc.runtime.batch.Model`."""
 
@@ -164,27 +150,39 @@ class LanguageModel:
         self.max_context = max_context or min(manifest.context, 8192)
         per_sequence = -(-self.max_context // p.page)
         self.pages = max(per_sequence, -(-(kv_tokens or 2 * self.max_context) // p.page))
-        self._kv_item = np.dtype(_NUMPY[p.kv_dtype]).itemsize
 
         self._inputs = {port.name: _port_memory(port.type, p.limits) for port in p.inputs}
         self._logits = _port_memory(p.outputs[0].type, p.limits)
         self._slots = allocate(4 * self.max_tokens).view(np.int32)
         self._tables = allocate(4 * self.max_sequences * per_sequence).view(np.int32).reshape(-1, per_sequence)
-        self._tiles = allocate(16 * (self.max_tokens + self.max_sequences)).view(np.int32).reshape(-1, 4)
-        self._ramp = np.arange(self.max_tokens + self.max_sequences, dtype=np.int32)
+        self._attention = AttentionPlan(
+            page=p.page,
+            span=p.span,
+            tile_rows=p.tile_rows,
+            kv_heads=max(layer.kv_heads for layer in p.kv_layers),
+            max_tokens=self.max_tokens,
+            max_sequences=self.max_sequences,
+            max_context=self.max_context,
+            threads=artifact.threads,
+        )
         memory: dict[tuple[str, str], Array] = {("input", name): array for name, array in self._inputs.items()}
         memory |= {("output", "0"): self._logits, ("step", "slots"): self._slots}
-        memory |= {("step", "tables"): self._tables, ("step", "tiles"): self._tiles}
+        memory |= {("step", "tables"): self._tables}
+        memory |= {("step", "partials"): allocate(p.partial * self._attention.partials)}
+        memory |= {("step", name): getattr(self._attention, name) for name in ("members", "single_tiles", "tiles")}
+        self._rules = allocate(16 * self.max_sequences).view(np.float32).reshape(-1, 4)
+        self._draws = allocate(8 * self.max_sequences).view(np.float64)
+        self._chosen = allocate(4 * self.max_sequences).view(np.int32)
+        memory |= {("step", "rules"): self._rules, ("step", "draws"): self._draws, ("step", "chosen"): self._chosen}
         memory |= self._kv_memory() | self._rotations(artifact)
         self.executor = artifact.executor(p, memory)
-        self.symbols: dict[str, int] = {"table_stride": per_sequence}
+        self.symbols: dict[str, int] = {"table_stride": per_sequence, "draws": 0, "again": 0, "plain": 0}
 
     def _kv_memory(self) -> dict[tuple[str, str], Array]:
         memory: dict[tuple[str, str], Array] = {}
         for layer in self.program.kv_layers:
-            size = self.pages * self.page_size * layer.kv_heads * layer.head_dim * self._kv_item
-            memory["kv", f"k.{layer.layer}"] = allocate(size)
-            memory["kv", f"v.{layer.layer}"] = allocate(size)
+            for part in ("k", "v"):
+                memory["kv", f"{part}.{layer.layer}"] = allocate(self.pages * layer.page_bytes)
         return memory
 
     def _rotations(self, artifact: Artifact) -> dict[tuple[str, str], Array]:
@@ -201,14 +199,44 @@ class LanguageModel:
     @property
     def kv_bytes(self) -> int:
         """Bytes of KV cache one token takes in all layers."""
-        return sum(2 * layer.kv_heads * layer.head_dim * self._kv_item for layer in self.program.kv_layers)
+        return sum(2 * layer.page_bytes for layer in self.program.kv_layers) // self.page_size
 
     def run(self, batch: Batch) -> Array:
         """One step; see `mlc.runtime.batch.Model.run`."""
         self.prepare(batch)
-        self.executor.step(self.symbols)
+        self.executor.step(self.symbols, 0, self.program.forward)
         rows = self.symbols["r"]
         return self._logits[: rows * self.vocab].reshape(rows, self.vocab)
+
+    def sample(self, rules: Array, draws: Array) -> Array:
+        """Tokens for the logits that `run` has returned; see `mlc.runtime.batch.Model.sample`."""
+        self._prepare_sampling(rules, draws)
+        self.executor.step(self.symbols, self.program.forward, len(self.program.calls) - 1)
+        return self._chosen[: self.symbols["r"]]
+
+    def decode(self, batch: Batch, rules: Array, draws: Array, stops: Sequence[Collection[int]]) -> list[list[int]]:
+        """Steps without anything between them; see `mlc.runtime.batch.Model.decode`."""
+        self.prepare(batch)
+        self._prepare_sampling(rules, draws[0])
+        self.symbols["again"] = 1
+        following = _Positions(self._inputs["positions"][: len(rules)], batch.starts, batch.tables)
+        chosen, last = self._chosen[: len(rules)], len(draws) - 1
+        steps: list[list[int]] = []
+        for number, row in enumerate(draws):
+            if number and not self.symbols["plain"]:
+                self.symbols.update(self._attention.fill(following))
+            self._draws[: len(row)] = row
+            self.executor.step(self.symbols, 0, len(self.program.calls) - (number == last))
+            tokens: list[int] = chosen.tolist()
+            steps.append(tokens)
+            if any(token < 0 or token in stop for token, stop in zip(tokens, stops, strict=True)):
+                break
+        return steps
+
+    def _prepare_sampling(self, rules: Array, draws: Array) -> None:
+        self._rules[: len(rules)] = rules
+        self._draws[: len(draws)] = draws
+        self.symbols["draws"] = int(rules[:, 0].any())
 
     def prepare(self, batch: Batch) -> None:
         """Put the step's integers where the program reads them."""
@@ -218,34 +246,17 @@ class LanguageModel:
         self._inputs["rows"][:r] = batch.rows
         self._slots[:n] = batch.slots
         self._tables[:s, : batch.tables.shape[1]] = batch.tables
-        tiles, tile_rows = self._plan_tiles(batch, n, s)
-        self.symbols.update(n=n, r=r, tiles=tiles, tile_rows=tile_rows)
-
-    def _plan_tiles(self, batch: Batch, n: int, s: int) -> tuple[int, int]:
-        """Cut the step into tiles (sequence, first row, rows, position); returns their number and largest size."""
-        if n == s:  # every sequence runs one token
-            tiles = self._tiles[:n]
-            tiles[:, 0] = tiles[:, 1] = self._ramp[:n]
-            tiles[:, 2] = 1
-            tiles[:, 3] = batch.positions
-            return n, 1
-        size = self.program.tile_rows
-        counts = np.diff(batch.starts)
-        per_sequence = -(-counts // size)
-        total = int(per_sequence.sum())
-        tiles = self._tiles[:total]
-        sequence = np.repeat(self._ramp[:s], per_sequence)
-        first = np.repeat(np.cumsum(per_sequence) - per_sequence, per_sequence)
-        offset = (self._ramp[:total] - first) * size  # rows of the same sequence before this tile
-        tiles[:, 0] = sequence
-        tiles[:, 1] = batch.starts[sequence] + offset
-        tiles[:, 2] = np.minimum(counts[sequence] - offset, size)
-        tiles[:, 3] = batch.positions[tiles[:, 1]]
-        return total, size
+        self.symbols.update(self._attention.fill(batch), n=n, r=r, draws=0, again=0)
 
 
 def open_module(
-    folder: Path, *, threads: int | None = None, max_context: int | None = None, kv_tokens: int | None = None
+    folder: Path,
+    *,
+    threads: int | None = None,
+    max_context: int | None = None,
+    kv_tokens: int | None = None,
+    mapped: bool | None = None,
 ) -> LanguageModel:
     """The language model in an artifact. Call it from one thread only. Raises ArtifactError and its kinds."""
-    return LanguageModel(Artifact(folder, threads=threads), max_context=max_context, kv_tokens=kv_tokens)
+    artifact = Artifact(folder, threads=threads, mapped=mapped)
+    return LanguageModel(artifact, max_context=max_context, kv_tokens=kv_tokens)

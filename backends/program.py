@@ -21,7 +21,9 @@ class Ref(msgspec.Struct, frozen=True, array_like=True):
     weight   name is `tensor` or `tensor.part`, as in the weights file
     input    name is a graph input; output: the number of a graph output
     kv       `k.LAYER` or `v.LAYER`: the pages of one layer
-    step     `slots`, `tables` or `tiles`: which tokens lie where, filled in before each step
+    step     what is filled in before each step: `slots`, `tables`, `members`, `single_tiles` and `tiles` (which tokens
+             lie where and who attends to them), `rules` and `draws` (how to sample); `partials` is room for results of
+             attention that are merged, and `chosen` are the tokens that come out
     rope     `cos.TENSOR` or `sin.TENSOR`: rotations by position, made from a frequency tensor when the model is loaded
     scratch  private memory of the threads
     """
@@ -65,7 +67,7 @@ class Port(msgspec.Struct, frozen=True):
 class KvLayer(msgspec.Struct, frozen=True):
     layer: int
     kv_heads: int
-    head_dim: int
+    page_bytes: int  # of the keys in a page; as many of values
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -74,6 +76,7 @@ class Program(msgspec.Struct, frozen=True):
     name: str
     kernels: tuple[str, ...]  # in the order the native walker knows them
     calls: tuple[Call, ...]
+    forward: int  # how many calls are the graph's; those that follow in a language model sample, the last one advances
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     limits: dict[str, int]
@@ -82,7 +85,9 @@ class Program(msgspec.Struct, frozen=True):
     kv_dtype: str = ""
     kv_layers: tuple[KvLayer, ...] = ()
     page: int = 0  # tokens
+    span: int = 0  # tokens whose attention is one partial result
     tile_rows: int = 0  # rows of a sequence that the attention kernel for many rows takes together
+    partial: int = 0  # bytes of a partial result, all heads together
 
 
 def evaluate_dim(dim: str, symbols: dict[str, int]) -> int:

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from mlc.errors import Corrupt
+from mlc.errors import ArtifactError, Corrupt
 
-from .memory import ALIGNMENT
+from .memory import ALIGNMENT, allocate, available
 
 Array = np.ndarray[Any, Any]
+
+_COPY_SHARE = 0.8  # of the free memory that a copy may take; the cache of keys and values needs some too
 
 _DTYPES = {
     "F32": np.dtype(np.float32),
@@ -95,6 +97,30 @@ def read(path: Path, data: Array | None = None) -> dict[str, Array]:
     for view in views.values():
         view.flags.writeable = False
     return views
+
+
+def load_weights(path: Path, *, mapped: bool | None = None) -> dict[str, Array]:
+    """The tensors of a file that `create` made, ready for kernels. Raises ArtifactError and Corrupt.
+
+    They are copied into huge pages, from which they are read faster; or `mapped`, which is ready at once, shares the
+    memory with other processes and lets the system take it back. By default a file is mapped where a copy would not
+    fit into the free memory.
+    """
+    size = path.stat().st_size
+    if mapped is None:
+        free = available()
+        mapped = free is not None and size > _COPY_SHARE * free
+    if mapped:
+        return read(path)
+    memory = allocate(size)
+    with path.open("rb", buffering=0) as file:
+        done = 0
+        while done < size:
+            count = file.readinto(memory[done : done + (1 << 28)].data)
+            if not count:
+                raise ArtifactError(f"{path} became shorter while it was read")
+            done += count
+    return read(path, memory)
 
 
 def _field(entry: Entry, start: int, end: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ class Weights:
 
     dtypes: Mapping[str, str]
     default: str = "f32"
+    kv_type: str = "auto"
 
     def __call__(self, name: str, *shape: int) -> Value:
         return o.weight(name=name, shape=shape, dtype=self.dtypes.get(name, self.default))
@@ -29,7 +30,9 @@ class Weights:
 
     @property
     def state_dtype(self) -> str:
-        """What the KV cache of such a checkpoint is stored as: f32 where every tensor is, else f16."""
+        """What the KV cache is stored as; auto means f32 where every tensor of the checkpoint is, else f16."""
+        if self.kv_type != "auto":
+            return self.kv_type
         return "f16" if set(self.dtypes.values()) - {"f32"} else "f32"
 
     def __contains__(self, name: str) -> bool:

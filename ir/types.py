@@ -160,7 +160,11 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A run-time object threaded through the graph, such as the paged KV cache. A version is written at most once."""
+    """A run-time object threaded through the graph, such as the paged KV cache. A version is written at most once.
+
+    `dtype` is how its numbers are stored: a number type, or q8: bytes with one f32 scale for each token and head. An op
+    that reads keys of q8 rounds its queries to bytes in the same way.
+    """
 
     kind: str
     dtype: str
@@ -178,7 +182,7 @@ _STATE = re.compile(r"state<(\w+), (\w+)>")
 def parse_type(text: str) -> Type:
     """The inverse of `str`. Raises TypeMismatch."""
     if match := _STATE.fullmatch(text):
-        if match[2] not in NUMBER_BITS:
+        if match[2] not in NUMBER_BITS and match[2] != "q8":
             raise TypeMismatch(f"unknown dtype {match[2]!r}")
         return State(match[1], match[2])
     if match := _TENSOR.fullmatch(text):

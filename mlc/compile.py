@@ -53,13 +53,13 @@ class Model:
     raw: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_model(path: Path, name: str) -> Model:
+def read_model(path: Path, name: str, kv_type: str = "auto") -> Model:
     """Open a checkpoint, check every tensor against the graph, read no data. Raises InputError and its kinds."""
     checkpoint = open_checkpoint(path)
     raw = checkpoint.config()
     module, config = find(raw, path.name if path.is_file() else str(path / "config.json"))
     dtypes = {name: info.dtype for name, info in checkpoint.tensors().items()}
-    graph = module.build(config, Weights(dtypes))
+    graph = module.build(config, Weights(dtypes, kv_type=kv_type))
     expected = {name: node.output.tensor.shape for name, node in graph.weights().items()}
     check(checkpoint, expected, optional=_unread(dtypes, expected))
     return Model(name, checkpoint, config, graph, dtypes, raw)
@@ -106,7 +106,7 @@ def compile_model(path: Path, name: str, out: Path, options: Options, progress: 
     options.check()
     progress(PHASES[0], 0)
     isa = find_isa(options.target)
-    model = read_model(path, name)
+    model = read_model(path, name, options.kv_type)
     progress(PHASES[1], 0)
     folded = fold(stages(model, options, lambda t: layout_of(t, isa))["packed"])
     program, kernels = lower(folded.forward, isa, limits(model, options))
@@ -134,6 +134,7 @@ def compile_model(path: Path, name: str, out: Path, options: Options, progress: 
                 created_by=f"mlc {__version__}, {versions()}",
                 target=describe(isa),
                 quantization=options.quant,
+                kv_type=program.kv_dtype,
                 parameters=count_parameters(model.graph),
                 context=model.config.context if program.kv_layers else 0,
                 vocab=model.config.vocab if program.kv_layers else 0,
@@ -163,10 +164,13 @@ def limits(model: Model, options: Options) -> dict[str, int]:
 
 def lower(graph: Graph, isa: Any, limits: dict[str, int]) -> tuple[Program, list[Any]]:
     """The program of a folded graph and its kernels, arena planned for `limits`. Raises NoLowering."""
-    from mlc.backends.cpu.lower import PAGE, TILE_ROWS, CpuLowering
+    from mlc.backends.cpu.lower import PAGE, SPAN, CpuLowering, lower_sampling
 
     lowering = CpuLowering(graph, isa)
     lowering.run()
+    forward = len(lowering.calls)
+    if lowering.kv_layers:
+        lower_sampling(lowering)
     intervals = [
         Interval(math.ceil(evaluate_size(b.size, limits) * b.item), first, last)
         for b, (first, last) in zip(lowering.buffers, lowering.lifetimes(), strict=True)
@@ -178,6 +182,7 @@ def lower(graph: Graph, isa: Any, limits: dict[str, int]) -> tuple[Program, list
         name=graph.name,
         kernels=tuple(k.name for k in kernels),
         calls=lowering.placed_calls(plan.offsets),
+        forward=forward,
         inputs=inputs,
         outputs=outputs,
         limits=limits,
@@ -186,7 +191,9 @@ def lower(graph: Graph, isa: Any, limits: dict[str, int]) -> tuple[Program, list
         kv_dtype=lowering.kv_dtype,
         kv_layers=tuple(lowering.kv_layers[i] for i in sorted(lowering.kv_layers)),
         page=PAGE if lowering.kv_layers else 0,
-        tile_rows=TILE_ROWS if lowering.kv_layers else 0,
+        span=SPAN if lowering.kv_layers else 0,
+        tile_rows=lowering.tile_rows if lowering.kv_layers else 0,
+        partial=lowering.partial,
     )
     return program, kernels
 

@@ -42,6 +42,7 @@ class Engine(api.Engine):
         *,
         quant: str = "none",
         target: str = "host",
+        kv_type: str = "auto",
         threads: int | None = None,
         max_context: int | None = None,
         kv_tokens: int | None = None,
@@ -54,7 +55,7 @@ class Engine(api.Engine):
         `quant` and `target` say how to compile it. `progress` is told (phase, share done) meanwhile, `note` in a line
         what was reused or made. The other arguments are those of `mlc.runtime.api.Engine`. Raises MlcError.
         """
-        options = Options(quant=quant, target=target)
+        options = Options(quant=quant, target=target, kv_type=kv_type)
         with _main_module_left_alone():
             folder = prepare(None if model is None else str(model), options, progress, note)
         super().__init__(folder, threads=threads, max_context=max_context, kv_tokens=kv_tokens, settings=settings)

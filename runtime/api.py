@@ -75,8 +75,9 @@ class Engine:
         kv_tokens: int | None = None,
         settings: EngineSettings | None = None,
     ) -> None:
-        """`threads` compute (default: the cores this process may use); a conversation has at most `max_context` tokens;
-        the memory for all that run or are remembered holds `kv_tokens` tokens. Raises `ArtifactError` and its kinds.
+        """`threads` compute (default: the cores that others leave free); a conversation has at most `max_context`
+        tokens; the memory for all that run or are remembered holds `kv_tokens` tokens. Raises `ArtifactError` and its
+        kinds.
         """
         folder = Path(artifact)
         self._begin(

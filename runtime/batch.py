@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,8 @@ from .scheduler import Work
 from .sequence import Int32s
 
 Logits = NDArray[np.float32]
+Rules = NDArray[np.float32]
+Draws = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class Batch:
     lengths: Int32s  # [s] tokens of context, those of this step included
     tables: Int32s  # [s, pages_per_sequence] page ids in the order of the text, unused entries 0
     rows: Int32s  # [r] rows whose logits are wanted, ascending: the last row of each sequence that samples
+    steps: int = 1  # how many the tables have room for, if every sequence decodes
 
     def check(self, page_size: int, pages: int) -> None:
         """The laws a model relies on, checked one token at a time. Nothing here shares code with the builder."""
@@ -35,7 +39,7 @@ class Batch:
         for s, length in enumerate(self.lengths.tolist()):
             first, last = int(self.starts[s]), int(self.starts[s + 1])
             assert 0 < last - first <= length, f"sequence {s} runs {last - first} tokens of {length}"
-            used = -(-length // page_size)
+            used = -(-(length + self.steps - 1) // page_size)
             assert not self.tables[s, used:].any(), f"sequence {s}: unused entries of its table are not 0"
             for row in range(first, last):
                 position = length - last + row
@@ -71,6 +75,25 @@ class Model(Protocol):
         """
         ...
 
+    def sample(self, rules: Rules, draws: Draws) -> Int32s:
+        """Choose a token for each row of the logits that `run` returned, as they are now.
+
+        `rules` [r, 4] hold 1 / temperature (0: the most probable token is taken), top_k (0: all), top_p (1: all) and
+        min_p, as `SamplingParams` defines them; `draws` [r] a uniform number in [0, 1) for each row. A row depends on
+        nothing but itself. In place of a token there is -1 where logits are NaN or infinite, and -2 where all of them
+        are -infinity. Returns i32 [r], valid until the next call.
+        """
+        ...
+
+    def decode(self, batch: Batch, rules: Rules, draws: Draws, stops: Seq[Collection[int]]) -> list[list[int]]:
+        """As many steps as `draws` [at most batch.steps, r] has rows, each running the tokens that the last one chose.
+
+        The tokens are those of `run` and `sample` step by step; returns them by step. It ends with the step in which a
+        row gets a token of its `stops`, or none. If there are several, every sequence of `batch` runs one token and
+        samples.
+        """
+        ...
+
 
 class BatchBuilder:
     """Fills the same buffers at each step: a few copies per sequence, positions and slots for all rows at once."""
@@ -87,14 +110,14 @@ class BatchBuilder:
         self._rows = np.zeros(max_sequences, np.int32)
         self._ramp = np.arange(max(max_tokens, max_sequences), dtype=np.int32)
 
-    def build(self, step: Seq[Work]) -> Batch:
-        """The arrays of `step`, its sequences in the order given."""
+    def build(self, step: Seq[Work], steps: int = 1) -> Batch:
+        """The arrays of `step`, its sequences in the order given, and of the pages that `steps` of them take."""
         starts, lengths, rows = [0], list[int](), list[int]()
         n = 0
         for s, (sequence, tokens, samples) in enumerate(step):
             cached = sequence.cached
             self._tokens[n : n + tokens] = sequence.tokens[cached : cached + tokens]
-            self._fill_table(s, sequence.pages[: -(-(cached + tokens) // self._page_size)])
+            self._fill_table(s, sequence.pages[: -(-(cached + tokens + steps - 1) // self._page_size)])
             n += tokens
             if samples:
                 rows.append(n - 1)
@@ -113,6 +136,7 @@ class BatchBuilder:
             lengths=self._lengths[:s],
             tables=self._tables[:s],
             rows=self._rows[: len(rows)],
+            steps=steps,
         )
 
     def _fill_table(self, s: int, pages: Int32s) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from collections.abc import Set
 
 from .request import FinishReason, Output, StreamDecoder, Timings, TokenLogprobs, Usage
@@ -28,34 +29,47 @@ class Choice:
         self.sequence = sequence
         self.sampler_state = sampler_state
         self._decoder = decoder
-        self._stop_ids = stop_ids
+        self.stop_ids = stop_ids
         self._stops = StopStrings(sampler_state.params.stop)
         self._submitted = submitted
         self.started: float | None = None  # the first step that it took part in
         self._first: float | None = None  # its first token
         self._last: float | None = None  # its latest token
 
-    def accept(self, sampled: Sampled, now: float) -> Output:
-        """Add a token that the sampler chose. The answer is over if the output has a `finish_reason`."""
-        self.sequence.append(sampled.token)
+    def accept(self, sampled: Seq[Sampled], now: float) -> Output:
+        """Add tokens that the sampler chose, up to the one that ends the answer: then the output says why."""
         self._last = now
         if self._first is None:
             self._first = now
-        logprobs = None if sampled.logprob is None else (TokenLogprobs(sampled.logprob, sampled.top),)
-        tokens = (sampled.token,)
-        if sampled.token in self._stop_ids:
-            return self._end("stop", now, self._rest(), tokens, logprobs, stop=sampled.token)
-        text = self._decoder.push(sampled.token)
+        text, count, reason, stop = "", 0, None, None
+        while reason is None and count < len(sampled):
+            piece, reason, stop = self._add(sampled[count].token)
+            text += piece
+            count += 1
+        taken = sampled[:count]
+        tokens = tuple(one.token for one in taken)
+        logprobs = None
+        if self.sampler_state.params.logprobs is not None:
+            logprobs = tuple(TokenLogprobs(one.logprob, one.top) for one in taken if one.logprob is not None)
+        if reason is None:
+            return Output(self.request, self.index, text, tokens, logprobs)
+        return self._end(reason, now, text, tokens, logprobs, stop=stop)
+
+    def _add(self, token: int) -> tuple[str, FinishReason | None, str | int | None]:
+        """What can be shown after `token`; why the answer ends with it, if it does, and what stopped it."""
+        self.sequence.append(token)
+        if token in self.stop_ids:
+            return self._rest(), "stop", token
+        text = self._decoder.push(token)
         if self.sequence.answered > self.sampler_state.params.min_tokens:
             text = self._stops.push(text)
             if self._stops.found is not None:
-                return self._end("stop", now, text, tokens, logprobs, stop=self._stops.found)
+                return text, "stop", self._stops.found
         if self.sequence.full:
             text += self._rest()
-            if self._stops.found is not None:  # the very last characters completed it
-                return self._end("stop", now, text, tokens, logprobs, stop=self._stops.found)
-            return self._end("length", now, text, tokens, logprobs)
-        return Output(self.request, self.index, text, tokens, logprobs)
+            # the very last characters may have completed a stop string
+            return (text, "length", None) if self._stops.found is None else (text, "stop", self._stops.found)
+        return text, None, None
 
     def end(self, reason: FinishReason, now: float, *, error: str | None = None) -> Output:
         """The last output of an answer that ends for a reason outside it. Text held back so far is not shown."""

@@ -26,6 +26,8 @@ from .scheduler import Scheduler, Work
 from .sequence import Sequence as Text
 from .settings import EngineSettings, Statistics
 
+CALL_SECONDS = 0.005  # of steps in one call of the model: what arrives meanwhile waits so long
+
 _log = logging.getLogger("mlc.engine")
 
 
@@ -58,7 +60,7 @@ class Engine:
             max_sequences=self.limits.sequences,
             pages_per_sequence=-(-model.max_context // model.page_size),
         )
-        self._sampler = Sampler(model.vocab)
+        self._sampler = Sampler(model)
         self._arrivals = count()
         self._names = count(1)
         self._choices: dict[Text, Choice] = {}  # those under way
@@ -148,43 +150,75 @@ class Engine:
         if not step:
             return []
         self._note_started(step, started)
-        batch = self._builder.build(step)
+        batch = self._builder.build(step, self._count_steps(step))
         if self.settings.check:
             batch.check(self._model.page_size, self._model.pages)
+        steps, choices = 1, [self._choices[work.sequence] for work in step if work.samples]
         try:
-            sampled = self._run(step, batch)
+            sampled = self._run(choices, batch)
         except Exception as error:
             outputs = self._abandon(step, error)
         else:
             self._scheduler.advance(step)
-            choices = [self._choices[work.sequence] for work in step if work.samples]
-            now = perf_counter()
-            outputs = [self._accept(choice, result, now) for choice, result in zip(choices, sampled, strict=True)]
+            steps, now = max(map(len, sampled), default=1), perf_counter()
+            pairs = zip(choices, sampled, strict=True)
+            outputs = [output for choice, results in pairs for output in self._accept(choice, results, now)]
         if self.settings.check:
             self.check()
-        self._counts.steps += 1
-        self._counts.last_step_tokens = sum(work.tokens for work in step)
-        self._counts.computed_tokens += self._counts.last_step_tokens
-        self._counts.last_step_seconds = perf_counter() - started
-        self._counts.step_seconds += self._counts.last_step_seconds
+        self._count(step, steps, perf_counter() - started)
         return outputs
 
-    def _run(self, step: Sequence[Work], batch: Batch) -> list[Sampled | Exception]:
-        """One result for each work that samples."""
-        before = perf_counter()
+    def _count_steps(self, step: Sequence[Work]) -> int:
+        """How many steps to make of `step` in one call of the model: as many as take CALL_SECONDS, if all sequences
+        decode without needing anything of us between them, and nobody waits. A first token comes alone.
+        """
+        if self._scheduler.waiting or any(w.sequence.pending > 1 or not w.sequence.answered for w in step):
+            return 1
+        choices = [self._choices[work.sequence] for work in step]
+        if not all(choice.sampler_state.alone for choice in choices):
+            return 1
+        left = min(choice.sequence.limit - choice.sequence.length for choice in choices)
+        steps = min(self.settings.max_steps, left, int(CALL_SECONDS / max(self._counts.last_step_seconds, 1e-6)))
+        return steps if steps > 1 and self._scheduler.reserve(step, steps) else 1
+
+    def _run(self, choices: Sequence[Choice], batch: Batch) -> list[list[Sampled | Exception]]:
+        """The tokens of each choice, one for each step."""
+        before, states = perf_counter(), [choice.sampler_state for choice in choices]
+        if states and all(state.alone for state in states):
+            sampled = self._sampler.decode(batch, states, [choice.stop_ids for choice in choices])
+            self._counts.model_seconds += perf_counter() - before
+            return sampled
         logits = self._model.run(batch)
         self._counts.model_seconds += perf_counter() - before
-        return self._sampler.sample(logits, [self._choices[w.sequence].sampler_state for w in step if w.samples])
+        return [[result] for result in self._sampler.sample(logits, states)]
 
-    def _accept(self, choice: Choice, result: Sampled | Exception, now: float) -> Output:
-        if not isinstance(result, Exception):
-            try:
-                output = choice.accept(result, now)
-                self._counts.completion_tokens += 1
-                return output if output.finish_reason is None else self._retire(choice, output)
-            except Exception as error:
-                result = error
-        return self._retire(choice, choice.end("error", now, error=self._explain(choice, result)), keep=False)
+    def _accept(self, choice: Choice, results: Sequence[Sampled | Exception], now: float) -> Iterator[Output]:
+        """Add to `choice` the tokens of one step or of several; what a failure follows still counts."""
+        failure = next((result for result in results if isinstance(result, Exception)), None)
+        good = results if failure is None else results[: results.index(failure)]
+        sampled = [result for result in good if isinstance(result, Sampled)]
+        try:
+            if sampled:
+                output = choice.accept(sampled, now)
+                self._counts.completion_tokens += len(output.tokens)
+                if len(output.tokens) > 1:  # all but the last have been run
+                    self._scheduler.advance([Work(choice.sequence, len(output.tokens) - 1, True)])
+                yield output if output.finish_reason is None else self._retire(choice, output)
+                if output.finish_reason is not None:
+                    return
+        except Exception as error:
+            failure = error
+        if isinstance(failure, Exception):
+            end = choice.end("error", now, error=self._explain(choice, failure))
+            yield self._retire(choice, end, keep=False)
+
+    def _count(self, step: Sequence[Work], steps: int, seconds: float) -> None:
+        counts, tokens = self._counts, sum(work.tokens for work in step)
+        counts.steps += steps
+        counts.last_step_tokens = tokens
+        counts.computed_tokens += steps * tokens
+        counts.last_step_seconds = seconds / steps
+        counts.step_seconds += seconds
 
     def _abandon(self, step: Sequence[Work], error: Exception) -> list[Output]:
         """The step failed as a whole: its requests end, and nothing that the pages hold is trusted any more."""

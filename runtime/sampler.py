@@ -1,7 +1,7 @@
-"""From logits to tokens, in numpy: exact, and the same alone as in a batch, since each row is treated by itself.
+"""From logits to tokens: what a request's parameters mean for each token. The model has the kernels that choose.
 
-What makes a vocabulary of 150,000 fast: nothing is sorted but a short head of the most probable tokens, found through
-the maxima of 64-token blocks; the rest takes part as one sum.
+Penalties, biases and bans are written into the logits, and taken back after the choice: they touch the tokens that a
+request has seen, not the vocabulary.
 """
 
 from __future__ import annotations
@@ -15,16 +15,13 @@ from numpy.typing import NDArray
 
 from mlc.errors import GenerationFailed
 
-from .batch import Logits
+from .batch import Batch, Logits, Model
 from .sampling import SamplingParams
 from .sequence import Int32s
 
 _BLOCK = 64  # tokens
-_HEAD = 64  # most probable tokens looked at first, where it is not known how many are needed
-_GROWTH = 4  # and how many times more the next time
 _DRAWS = 64  # uniform numbers made at once
 
-Float64s = NDArray[np.float64]
 Ids = NDArray[np.intp]
 
 
@@ -97,16 +94,29 @@ class SamplerState:
         self._stop_ids = np.array(sorted(stop_ids), np.int32)
         penalizes = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
         self._occurrences = _Occurrences() if penalizes else None
+        factor = 0.0 if params.greedy else 1.0 / params.temperature
+        self.rule = (factor, params.top_k, params.top_p, params.min_p)  # as `Model.sample` takes it
+
+    def draws(self, count: int) -> list[float]:
+        """The uniform numbers in [0, 1) that decide the next `count` tokens; zeros where nothing is drawn."""
+        if self.params.greedy:
+            return [0.0] * count
+        return [self._draws[i] for i in range(self.answered, self.answered + count)]
 
     @property
-    def draw(self) -> float:
-        """The uniform number in [0, 1) that decides the next token."""
-        return self._draws[self.answered]
+    def alone(self) -> bool:
+        """Whether the next tokens need nothing but `rule` and `draws`."""
+        return not self.adjusts and self.params.logprobs is None
 
     @property
     def adjusts(self) -> bool:
         """Whether `adjust` would change anything."""
         return self._occurrences is not None or len(self._biases) > 0 or self.answered < self.params.min_tokens
+
+    def touched(self) -> Int32s:
+        """The ids whose logits `adjust` may change."""
+        seen = () if self._occurrences is None else (self._prompt, self._occurrences.ids)
+        return np.concatenate((*seen, self._bias_ids, self._stop_ids))
 
     def adjust(self, logits: Logits) -> None:
         """Apply penalties, biases and bans to `logits` [vocab], in place."""
@@ -131,14 +141,13 @@ class SamplerState:
 
 
 class Sampler:
-    """Chooses tokens for a vocabulary of `vocab`. Holds scratch space only: all that matters is in the states."""
+    """Chooses tokens with the kernels of `model`. It holds nothing: all that matters is in the states."""
 
-    def __init__(self, vocab: int) -> None:
-        self._adjusted = np.zeros(vocab, np.float32)
-        self._weights = np.zeros(-(-vocab // _BLOCK) * _BLOCK, np.float32)  # what lies past the vocabulary stays 0
+    def __init__(self, model: Model) -> None:
+        self._model = model
 
     def sample(self, logits: Logits, states: Sequence[SamplerState]) -> list[Sampled | Exception]:
-        """The next token of each row of `logits` [r, vocab], which stays as it is.
+        """The next token of each row of `logits` [r, vocab], those that the model has just returned.
 
         A row that fails yields its exception in place of a token, and leaves the others alone.
         """
@@ -146,104 +155,71 @@ class Sampler:
             raise GenerationFailed(
                 f"{len(states)} sequences sample and the model returned {len(logits)} rows of logits"
             )
-        results: list[Sampled | Exception] = []
-        best = logits.argmax(axis=1).tolist() if states else []
-        with np.errstate(over="ignore"):  # a low temperature makes a logit -inf, that is, its token impossible
-            for row, top, state in zip(logits, best, states, strict=True):
+        if not states:
+            return []
+        failed = dict[int, Exception]()
+        before = list[tuple[Logits, Int32s, Logits]]()
+        for i, state in enumerate(states):
+            if state.adjusts:
                 try:
-                    results.append(self._choose(row, top, state))
+                    ids = state.touched()
+                    before.append((logits[i], ids, logits[i, ids]))
+                    state.adjust(logits[i])
                 except Exception as error:
-                    results.append(error)
-        return results
+                    failed[i] = error
+        draws = np.array([state.draws(1)[0] for state in states])
+        tokens: list[int] = self._model.sample(_rules(states), draws).tolist()
+        for row, ids, values in before:
+            row[ids] = values
+        return [
+            failed.get(i) or self._record(state, token, logits[i])
+            for i, (state, token) in enumerate(zip(states, tokens, strict=True))
+        ]
 
-    def _choose(self, row: Logits, best: int, state: SamplerState) -> Sampled:
-        params, x = state.params, row
-        # argmax finds a NaN if there is one, so this sees every value that is no logit
-        if not math.isfinite(row[best]):
-            raise GenerationFailed(
-                f"the model's logits for token {state.answered + 1} of the answer are not finite; "
-                "its weights or the quantization may be damaged: try other weights, or --quant none"
-            )
-        token = best
-        if state.adjusts:
-            x = self._adjusted
-            np.copyto(x, row)
-            state.adjust(x)
-            token = int(x.argmax())
-            if not math.isfinite(x[token]):
-                raise GenerationFailed("logit_bias and min_tokens leave no token possible; relax them")
-        if not params.greedy:
-            token = self._draw(x, float(x[token]), params, state.draw)
-        result = Sampled(token, None, ())
-        if params.logprobs is not None:
-            result = Sampled(token, *self._logprobs(row, best, token, params.logprobs))
-        state.record(token)
-        return result
+    def decode(
+        self, batch: Batch, states: Sequence[SamplerState], stops: Sequence[Collection[int]]
+    ) -> list[list[Sampled | Exception]]:
+        """Run `batch.steps` steps, or fewer if an answer ends; the tokens of each row. All `states` are `alone`."""
+        draws = np.array([state.draws(batch.steps) for state in states]).T
+        steps = self._model.decode(batch, _rules(states), draws, stops)
+        return [
+            [self._record(state, token) for token in tokens]
+            for state, tokens in zip(states, zip(*steps, strict=True), strict=True)
+        ]
 
-    def _draw(self, x: Logits, peak: float, params: SamplingParams, u: float) -> int:
-        """The token at `u` [0, 1) of the distribution that `params` make of the logits `x`; `peak` is their maximum."""
-        if 0 < params.top_k < len(x) or params.top_p < 1.0:
-            ids, weights = self._nucleus(x, peak, params)
-        elif params.min_p > 0.0:
-            bound = np.float32(peak + params.temperature * math.log(params.min_p))
-            ids = np.flatnonzero(x >= np.nextafter(bound, np.float32(-np.inf)))
-            weights = _weights(x[ids], peak, params.temperature)
-        else:
-            return self._draw_any(x, peak, params.temperature, u)
-        kept = weights >= params.min_p  # the largest weight is 1
-        return int(ids[kept][_at(weights[kept].cumsum(), u)])
-
-    def _nucleus(self, x: Logits, peak: float, params: SamplingParams) -> tuple[Ids, Float64s]:
-        """Ids and weights of what top_k, then top_p leave, most probable first."""
-        vocab, limited = len(x), 0 < params.top_k < len(x)
-        count = params.top_k if limited else min(_HEAD, vocab)
-        total = None if limited else self._exponentials(x, peak, params.temperature).sum(dtype=np.float64)
-        while True:
-            ids = _head(x, count)
-            weights = _weights(x[ids], peak, params.temperature)
-            if params.top_p == 1.0:
-                return ids, weights
-            cumulative = weights.cumsum()
-            wanted = params.top_p * (cumulative[-1] if total is None else total)
-            if limited or count == vocab or cumulative[-1] >= wanted:
-                end = int(cumulative.searchsorted(wanted)) + 1
-                return ids[:end], weights[:end]
-            count = min(vocab, count * _GROWTH)
-
-    def _draw_any(self, x: Logits, peak: float, temperature: float, u: float) -> int:
-        """Among all tokens: first the block, then the token in it."""
-        blocks = self._exponentials(x, peak, temperature).reshape(-1, _BLOCK)
-        cumulative = np.add.reduce(blocks, axis=1, dtype=np.float64).cumsum()
-        block = _at(cumulative, u)
-        inside = blocks[block].cumsum(dtype=np.float64)
-        before = cumulative[block] - inside[-1]
-        share = (u * cumulative[-1] - before) / inside[-1]
-        return block * _BLOCK + _at(inside, min(max(share, 0.0), 1.0))
-
-    def _exponentials(self, x: Logits, peak: float, temperature: float) -> Logits:
-        """exp((x - peak) / temperature), [vocab] padded with zeros to whole blocks; overwritten by the next call."""
-        weights = self._weights[: len(x)]
-        np.subtract(x, np.float32(peak), out=weights)
-        weights *= np.float32(1.0 / temperature)
-        np.exp(weights, out=weights)
-        return self._weights
-
-    def _logprobs(self, row: Logits, best: int, token: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-        peak = float(row[best])
-        log_mass = peak + math.log(self._exponentials(row, peak, 1.0).sum(dtype=np.float64))
-        ids = _head(row, min(count, len(row))) if count else np.empty(0, np.intp)
-        top = zip(ids.tolist(), row[ids].tolist(), strict=True)
-        return float(row[token]) - log_mass, tuple((i, x - log_mass) for i, x in top if x > -math.inf)
+    def _record(self, state: SamplerState, token: int, row: Logits | None = None) -> Sampled | Exception:
+        """`token` was chosen for `state`, from the logits `row` [vocab], which are needed for logprobs only."""
+        try:
+            if token < 0:
+                raise _failure(state, token)
+            result = Sampled(token, None, ())
+            if state.params.logprobs is not None and row is not None:
+                result = Sampled(token, *_logprobs(row, token, state.params.logprobs))
+            state.record(token)
+            return result
+        except Exception as error:
+            return error
 
 
-def _weights(logits: Logits, peak: float, temperature: float) -> Float64s:
-    return np.exp((logits.astype(np.float64) - peak) / temperature)
+def _rules(states: Sequence[SamplerState]) -> NDArray[np.float32]:
+    return np.array([state.rule for state in states], np.float32)
 
 
-def _at(cumulative: Float64s, u: float) -> int:
-    """The index at `u` of a cumulative sum: never one of weight 0, even if rounding carries `u` to the end."""
-    last = int(cumulative.searchsorted(cumulative[-1]))
-    return min(int(cumulative.searchsorted(u * cumulative[-1], side="right")), last)
+def _failure(state: SamplerState, code: int) -> GenerationFailed:
+    if code == -2 and state.adjusts:
+        return GenerationFailed("logit_bias and min_tokens leave no token possible; relax them")
+    return GenerationFailed(
+        f"the model's logits for token {state.answered + 1} of the answer are not finite; "
+        "its weights or the quantization may be damaged: try other weights, or --quant none"
+    )
+
+
+def _logprobs(row: Logits, token: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+    peak = float(row.max())
+    log_mass = peak + math.log(np.exp(row - np.float32(peak)).sum(dtype=np.float64))
+    ids = _head(row, min(count, len(row))) if count else np.empty(0, np.intp)
+    top = zip(ids.tolist(), row[ids].tolist(), strict=True)
+    return float(row[token]) - log_mass, tuple((i, x - log_mass) for i, x in top if x > -math.inf)
 
 
 def _head(x: Logits, count: int) -> Ids:

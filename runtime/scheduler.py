@@ -72,6 +72,18 @@ class Scheduler:
             budget -= tokens
         return decodes + prefills
 
+    def reserve(self, step: Seq[Work], steps: int) -> bool:
+        """Whether `step`, which runs one token of each sequence, now has pages to go on for `steps` in all.
+
+        It takes no page that somebody holds; nobody may be waiting for one.
+        """
+        needs = [-(-(work.sequence.length + steps - 1) // self.page_size) - len(work.sequence.pages) for work in step]
+        if sum(max(0, need) for need in needs) > self.pool.available:
+            return False
+        for work, need in zip(step, needs, strict=True):
+            work.sequence.hold(self.pool.take(max(0, need)) or [])
+        return True
+
     def advance(self, step: Seq[Work]) -> None:
         """The device has run `step`: its tokens are cached, and pages that became full can be shared."""
         for sequence, tokens, _ in step:

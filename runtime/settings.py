@@ -21,6 +21,7 @@ class EngineSettings:
     max_context: int | None = None  # tokens of prompt and answer
     max_sequences: int | None = None  # that run in one step; more wait
     max_step_tokens: int | None = None  # in one step: less means shorter steps while a long prompt is read
+    max_steps: int = 32  # in one call of the model, where nothing is needed between them: 1 delivers each token alone
     prefix_cache: bool = True  # share the pages of common prefixes, and keep them for later requests
     check: bool = False  # prove every law of scheduler, pool and batch at each step: slow, for tests
 
@@ -75,8 +76,8 @@ class Statistics:
     preemptions: int = 0
     evictions: int = 0  # pages given up from the prefix cache
     step_seconds: float = 0.0  # all steps together
-    model_seconds: float = 0.0  # of those, in the model
-    last_step_seconds: float = 0.0
+    model_seconds: float = 0.0  # of those, in the model; what is left is the engine's own work
+    last_step_seconds: float = 0.0  # the mean, where one call made several
     last_step_tokens: int = 0
     waiting: int = 0  # choices, now
     running: int = 0  # choices, now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -58,15 +59,28 @@ def hardware(machine: Machine) -> list[Check]:
         Check("cores", cores),
         Check("memory", f"{machine.available / 1e9:.1f} of {machine.memory / 1e9:.1f} GB free"),
     ]
-    if machine.load > machine.usable:
-        checks.append(
-            Check("load", f"{machine.load:.1f}", "note", "other programs use the cores, so answers come slower")
-        )
     if machine.huge_pages:
         advice = "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled makes decoding up to 25 % faster"
         never = machine.huge_pages == "never"
         checks.append(Check("huge pages", machine.huge_pages, "note" if never else "ok", advice if never else ""))
     return checks
+
+
+def threads(usable: int, quota: float, foreign: float | None, chosen: int) -> list[Check]:
+    """How many threads a step gets now: of `usable` cores, when others take `foreign` of them.
+
+    `quota` is the cores' worth of time that the cgroup allows; infinity without a limit.
+    """
+    limit = "none" if math.isinf(quota) else f"{quota:.1f} cores"
+    checks = [Check("quota", limit)]
+    if foreign is None:
+        checks.append(Check("foreign load", "unknown: this system does not count it"))
+    elif chosen < usable:
+        advice = "answers come faster when other programs leave the cores alone"
+        checks.append(Check("foreign load", f"{foreign:.1f} cores", "note", advice))
+    else:
+        checks.append(Check("foreign load", f"{foreign:.1f} cores"))
+    return [*checks, Check("threads", f"{chosen} now, 1 to {usable} by load")]
 
 
 def compiler() -> Check:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,45 +35,47 @@ class Step:
     tables: Array
     rows: Array
 
+    @staticmethod
+    def of(tokens: Array, start: int, stop: int, pages: Array, page_size: int, rows: Array | None = None) -> Step:
+        """tokens[start:stop] of a sequence whose keys and values lie in `pages`; logits of all its rows, or of `rows`.
 
-def perplexity(
-    model: Model, tokens: Sequence[int], *, window: int, progress: Callable[[int, int], None] = lambda done, total: None
-) -> float:
-    """Of `tokens`, cut into windows of at most `window` tokens that know nothing of each other.
+        int32 throughout.
+        """
+        positions = np.arange(start, stop, dtype=np.int32)
+        return Step(
+            tokens=tokens[start:stop],
+            positions=positions,
+            slots=pages[positions // page_size] * page_size + positions % page_size,
+            starts=np.array([0, stop - start], np.int32),
+            lengths=np.array([stop], np.int32),
+            tables=pages[None, :],
+            rows=positions - start if rows is None else rows,
+        )
+
+
+def perplexity(model: Model, texts: Iterable[Sequence[int]], *, window: int) -> float:
+    """Of the tokens of `texts`, each cut into windows of at most `window` tokens that know nothing of each other.
 
     The first token of a window is not predicted. A step has as many rows as the model gives logits for.
     """
     window = min(window, model.max_context)
     total, count = 0.0, 0
-    for start in range(0, len(tokens) - 1, window):
-        part = np.array(tokens[start : start + window], np.int32)
-        if len(part) < 2:
-            break
-        total += _negative_log_likelihood(model, part)
-        count += len(part) - 1
-        progress(start + len(part), len(tokens))
+    for tokens in texts:
+        for start in range(0, len(tokens) - 1, window):
+            part = np.array(tokens[start : start + window], np.int32)
+            total += _negative_log_likelihood(model, part)
+            count += len(part) - 1
     return math.exp(total / count)
 
 
 def _negative_log_likelihood(model: Model, tokens: Array) -> float:
     """The sum over tokens[1:], natural logarithm."""
     stride = min(model.max_sequences, model.max_tokens)
-    pages = -(-len(tokens) // model.page_size)
+    pages = np.arange(-(-len(tokens) // model.page_size), dtype=np.int32)
     total = 0.0
     for start in range(0, len(tokens), stride):
         stop = min(len(tokens), start + stride)
-        positions = np.arange(start, stop, dtype=np.int32)
-        logits = model.run(
-            Step(
-                tokens=tokens[start:stop],
-                positions=positions,
-                slots=positions,  # pages 0, 1, 2, ... in order
-                starts=np.array([0, stop - start], np.int32),
-                lengths=np.array([stop], np.int32),
-                tables=np.arange(pages, dtype=np.int32)[None, :],
-                rows=positions - start,
-            )
-        ).astype(np.float64)
+        logits = model.run(Step.of(tokens, start, stop, pages, model.page_size)).astype(np.float64)
         targets = tokens[start + 1 : stop + 1]
         logits = logits[: len(targets)]
         peak = logits.max(axis=1, keepdims=True)

@@ -179,7 +179,9 @@ def _cache(node: Node, step: Step) -> float:
     states = [v.type for v in node.inputs if isinstance(v.type, State)]
     if not states:
         return 0.0
-    item = NUMBER_BITS[states[0].dtype] / 8
+    d = node.outputs[0].tensor.shape[-1] if node.op.name != "kv_append" else node.inputs[1].tensor.shape[-1]
+    q8 = states[0].dtype == "q8"
+    item = 1 + 4 / step.count((d,)) if q8 else NUMBER_BITS[states[0].dtype] / 8  # q8: a byte, and a share of the scale
     if node.op.name == "attention":
         rows, _, width = node.output.tensor.shape
         window = _attrs(node, "window") + step.chunk - 1 if _attrs(node, "window") else step.context

@@ -1,19 +1,34 @@
-"""Causal attention over the paged KV cache, for one query row at a time (decode) or a tile of them (prefill)."""
+"""Causal attention over the paged KV cache: one row at a time (decode), or a tile of rows that read the same tokens.
+
+The context of a row is cut into spans at fixed positions. Each span gives a partial result, and the partials of a row
+are merged in order, so the bits do not depend on who computes which span: one item all of them, several items some each
+(the partials then meet in memory, and `merge_partials` finishes), or one item a span that several sequences share.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .attend import Tile, up_to
-from .emit import let, load, prefetch, store, widen
+from .attend import Ahead, Partial, Tile, no_fetch, up_to
+from .emit import bits, const, let, load, prefetch, store, when, widen
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .kv import Pages
-from .tiles import kernel_name
+from .rows import each_item
+from .tiles import Scratch, kernel_name
 
-CHUNK = 64  # positions to one softmax, or a page where that is larger; results depend on it in the last bits
+SPAN = 256  # tokens, or a page where that is larger; results depend on it in the last bits
 LINE = 64  # bytes
+MEMBER, TILE = 3, 7  # columns of the tables that say what a step attends to; see `paged_attention`
+Block = Callable[[Expr, Expr, Expr, Ahead], None]
+
+
+def span_tokens(page: int) -> int:
+    """Tokens of a span: whole pages."""
+    return max(1, SPAN // page) * page
 
 
 def paged_attention(
@@ -29,81 +44,132 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
 ) -> Kernel:
-    """softmax(scale * q k^T) v of each query row over the cached tokens of its sequence.
+    """softmax(scale * q k^T) v of each query row over cached tokens.
 
     Pointers q f32 [rows, heads * d], out f32 [rows, heads * d], k_pages and v_pages (of the layer; see `kv`), tables
-    i32 [sequences, table_stride] of page numbers, tiles i32 [tile_count, 4] = (sequence, first row, rows, position of
-    the first row), scratch. Sizes tile_count, table_stride. A tile has 1 .. tile_rows rows at consecutive positions.
-    The row at position p reads positions 0 .. p, or the last `window` of them; pages with none of these are not
-    touched. With `softcap` a score x is softcap * tanh(x / softcap). An item is a kv head and a tile; its query heads
-    go together, so that keys and values are read once. Rows are equal bit by bit for every `tile_rows`.
+    i32 [sequences, table_stride] of page numbers, members i32 [any, 3] = (row, its position, number of its partial for
+    span 0), tiles i32 [tile_count, 7] = (sequence, first member, members, lowest position, begin, end, split), partials
+    f32 (see `merge_partials`), scratch. Sizes tile_count, table_stride.
+
+    A tile is 1 .. tile_rows members that read tokens begin .. end of one table; begin is where a span begins. The row
+    at position p reads those up to p, or of the last `window`; pages with none of these are not touched. A tile that is
+    not split covers all of its rows' context and writes `out`; one that is writes the partials of its spans. With
+    `softcap` a score x is softcap * tanh(x / softcap). An item is a kv head and a tile; its query heads go together, so
+    that keys and values are read once.
     """
     group = heads // kv_heads
     pages = Pages(kv_heads, d, page, kv_dtype)
-    chunk_pages = max(1, CHUNK // page)
-    chunk = chunk_pages * page
-    tile = Tile(group * tile_rows, d, page, chunk, scale, softcap, padded=tile_rows > 1, isa=isa)
+    span = span_tokens(page)
+    span_pages = span // page
+    tile = Tile(
+        group * tile_rows,
+        d,
+        pages.key_block,
+        pages.value_block,
+        span,
+        scale,
+        softcap,
+        tile_rows > 1,
+        isa,
+        pages.in_bytes,
+    )
     layout = tile.scratch()
-    line = LINE // (4 if kv_dtype == "float32" else 2)  # elements
+    record = Partial.size(d)
 
     def body(f: Frame) -> None:
-        k_pages, v_pages, tiles = f["k_pages"], f["v_pages"], f["tiles"]
+        k_pages, v_pages, members = f["k_pages"], f["v_pages"], f["members"]
 
         def attend(head: Expr, number: Expr) -> None:
-            sequence, row, rows, position = (let(tiles[number * 4 + i]) for i in range(4))
-            end = let(position + rows)
+            sequence, first, rows, lowest, begin, end, split = (let(f["tiles"][number * TILE + i]) for i in range(TILE))
             table = let(sequence.astype("int64") * f["table_stride"])
             last_page = let((end - 1) // page)
-            first = let(tirx.max(position - (window - 1), 0)) if window else tirx.const(0, "int32")
+            start = let(tirx.max(lowest - (window - 1), begin)) if window else begin
             bound = tile.bind(f["scratch"], layout.at(f.thread), group if tile_rows == 1 else let(rows * group))
-            q_start = let((row.astype("int64") * kv_heads + head) * (group * d))
+
+            def member(m: Expr, column: int) -> Expr:
+                return members[(first + m // group) * MEMBER + column]
 
             def place(m: Expr) -> Expr:
-                """Where vector m = row * group + head of the group lies in q and in out."""
-                return q_start + m // group * (heads * d) + m % group * d
+                """Where vector m = member * group + head of the group lies in q and in out."""
+                return let((member(m, 0).astype("int64") * kv_heads + head) * (group * d) + m % group * d)
 
             def page_base(index: Expr) -> Expr:
                 return pages.base(f["tables"][table + index], head)
 
-            def each_page(chunk_number: Expr, handle: Expr) -> None:
-                """handle(page index, column of the chunk, base of this page, base of the next)."""
-                begin = let(tirx.max(chunk_number * chunk_pages, first // page))
-                stop = let(tirx.min((chunk_number + 1) * chunk_pages, last_page + 1))
-                with T.serial(0, stop - begin) as i:
-                    index = let(begin + i)
-                    following = page_base(tirx.min(index + 1, last_page))
-                    handle(index, let((index - chunk_number * chunk_pages) * page), page_base(index), following)
+            def walk(low: Expr, high: Expr, blocks: int, buffer: Expr, then: tuple[Expr, Expr], handle: Block) -> None:
+                """handle(page index, block, its address, ahead) for each block of the pages low .. high of `buffer`.
 
-            def ahead(buffer: Expr, following: Expr, run: int) -> Expr:
-                """A function that fetches run i of the next page: `run` consecutive elements."""
+                `ahead` fetches the block after it; the address `then` in another buffer is what is read last.
+                """
+                size = (pages.depth if buffer is k_pages else d) * page // blocks
 
-                def fetch(i: Expr) -> None:
-                    for part in range(0, run, line):
-                        prefetch(buffer, following + i * run + part)
+                def fetch(other: Expr, base: Expr) -> Ahead:
+                    def ahead(place: Expr, offset: int) -> None:
+                        if offset * pages.item % LINE == 0:
+                            prefetch(other, base + place + offset)
 
-                return fetch
+                    return no_fetch if tile_rows > 1 else ahead  # many rows take so long that the hardware keeps up
 
-            def score(index: Expr, column: Expr, base: Expr, following: Expr) -> None:
-                def key(i: Expr, token: Expr, lanes: int) -> Expr:
-                    return widen(load(k_pages, base + i * page + token, lanes), kv_dtype, lanes)
+                count = let((high - low) * blocks)
+                with T.serial(0, count - 1) as i:
+                    index, next_index = let(low + i // blocks), let(low + (i + 1) // blocks)
+                    following = let(page_base(next_index) + (i + 1) % blocks * size)
+                    handle(index, let(i % blocks), let(page_base(index) + i % blocks * size), fetch(buffer, following))
+                index = let(high - 1)
+                handle(index, const(blocks - 1), let(page_base(index) + (blocks - 1) * size), fetch(*then))
 
-                bound.score(column, key, ahead(k_pages, following, page))
+            def one_span(c: Expr) -> None:
+                low = let(tirx.max(c * span_pages, start // page))
+                high = let(tirx.min((c + 1) * span_pages, last_page + 1))
+                key_blocks, value_blocks = page // pages.key_block, d // pages.value_block
 
-            def add(index: Expr, column: Expr, base: Expr, following: Expr) -> None:
-                def value(token: Expr, i: Expr, lanes: int) -> Expr:
-                    return widen(load(v_pages, base + token * d + i, lanes), kv_dtype, lanes)
+                def score(index: Expr, block: Expr, at: Expr, ahead: Ahead) -> None:
+                    column = let((index - c * span_pages) * page + block * pages.key_block)
 
-                tokens = let(tirx.min(end - index * page, page))
-                bound.add(column, tokens, value, ahead(v_pages, following, d))
+                    def key(i: Expr, token: Expr, lanes: int) -> Expr:
+                        return widen(load(k_pages, at + i * pages.key_block + token, lanes), kv_dtype, lanes)
+
+                    def key_bytes(i: Expr, token: Expr, lanes: int) -> Expr:
+                        place = at + (i * pages.key_block + token) * 4
+                        return bits(f"uint8x{lanes * 4}", load(k_pages, place, lanes * 4))
+
+                    if pages.in_bytes:
+                        base, first = page_base(index), let(block * pages.key_block)
+                        scales = lambda token, lanes: pages.scales(k_pages, base, first + token, lanes)  # noqa: E731
+                        bound.score_bytes(column, key_bytes, scales, ahead)
+                    else:
+                        bound.score(column, key, ahead)
+
+                def add(index: Expr, block: Expr, at: Expr, ahead: Ahead) -> None:
+                    def value(token: Expr, i: Expr, lanes: int) -> Expr:
+                        return widen(load(v_pages, at + token * pages.value_block + i, lanes), kv_dtype, lanes)
+
+                    column, tokens = let((index - c * span_pages) * page), let(tirx.min(end - index * page, page))
+                    bound.add(column, tokens, let(block * pages.value_block), value, ahead)
+
+                def visible(m: Expr, position: Expr, lanes: int) -> Expr:
+                    return up_to(member(m, 1), position, lanes, window)
+
+                def value_scales(column: Expr, token: int, lanes: int) -> Expr:
+                    base = page_base(let(c * span_pages + column // page))
+                    return pages.scales(v_pages, base, column % page + token, lanes)
+
+                walk(low, high, key_blocks, k_pages, (v_pages, page_base(low)), score)
+                panels = let((low - c * span_pages) * key_blocks), let((high - low) * key_blocks)
+                bound.soften(*panels, let(c * span), visible, value_scales if pages.in_bytes else None)
+                walk(low, high, value_blocks, v_pages, (k_pages, page_base(tirx.min(high, last_page))), add)
+                when(split > 0, lambda: keep(c), bound.merge)
+
+            def keep(c: Expr) -> None:
+                with T.serial(0, bound.used) as m:
+                    at = let(((member(m, 2) + c).astype("int64") * heads + head * group + m % group) * record)
+                    Partial(f["partials"], at, d, isa).copy(bound.here(m))
 
             bound.begin(lambda i, lanes, m: load(f["q"], place(m) + i, lanes))
-            first_chunk = let(first // chunk)
-            with T.serial(0, (end - 1) // chunk + 1 - first_chunk) as i:
-                c = let(first_chunk + i)
-                each_page(c, score)
-                bound.soften(let(c * chunk), lambda m, at, n: up_to(position + m // group, at, n, window))
-                each_page(c, add)
-            bound.finish(lambda i, lanes, m, x: store(f["out"], place(m) + i, x, lanes))
+            first_span = let(start // span)
+            with T.serial(0, (end - 1) // span + 1 - first_span) as i:
+                one_span(let(first_span + i))
+            when(split == 0, lambda: bound.finish(lambda i, lanes, m, x: store(f["out"], place(m) + i, x, lanes)))
 
         with T.serial(f.lo, f.hi) as item:
             attend(let(item // f["tile_count"]), let(item % f["tile_count"]))
@@ -115,12 +181,47 @@ def paged_attention(
             Pointer("out", "float32"),
             Pointer("k_pages", kv_dtype),
             Pointer("v_pages", kv_dtype),
-            Pointer("tables", "int32"),
-            Pointer("tiles", "int32"),
+            *(Pointer(name, "int32") for name in ("tables", "members", "tiles")),
+            Pointer("partials", "float32"),
             Pointer("scratch", "float32"),
         ),
         ("tile_count", "table_stride"),
         lambda sizes: sizes["tile_count"] * kv_heads,
+        body,
+        scratch=layout.bytes,
+    )
+
+
+def merge_partials(heads: int, d: int, page: int, isa: Isa, *, window: int = 0) -> Kernel:
+    """Rows whose context was split into tiles: their partials merged in order, and divided.
+
+    Pointers members i32 [merge_count, 3] as in `paged_attention`, partials f32 [any, heads, Partial.size(d)], out f32
+    [rows, heads * d], scratch. Sizes merge_count. An item is a member and a head.
+    """
+    record = Partial.size(d)
+    span = span_tokens(page)
+    layout = Scratch(merged=record)
+
+    def body(f: Frame) -> None:
+        merged = Partial(f["scratch"], layout.at(f.thread)["merged"], d, isa)
+
+        def finish(number: Expr, head: Expr) -> None:
+            row, position, partial = (let(f["members"][number * MEMBER + i]) for i in range(MEMBER))
+            first = let(tirx.max(position - (window - 1), 0) // span) if window else const(0)
+            merged.clear()
+            with T.serial(0, position // span + 1 - first) as i:
+                at = let(((partial + first + i).astype("int64") * heads + head) * record)
+                merged.merge(Partial(f["partials"], at, d, isa))
+            out = let((row.astype("int64") * heads + head) * d)
+            merged.finish(lambda i, lanes, x: store(f["out"], out + i, x, lanes))
+
+        each_item(f, heads, finish)
+
+    return Kernel(
+        kernel_name("merge_partials", heads, d, page, window),
+        (Pointer("members", "int32"), *(Pointer(name, "float32") for name in ("partials", "out", "scratch"))),
+        ("merge_count",),
+        lambda sizes: sizes["merge_count"] * heads,
         body,
         scratch=layout.bytes,
     )

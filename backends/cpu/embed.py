@@ -8,9 +8,9 @@ from mlc.ir.types import Format
 
 from ..layouts import Layout
 from .emit import const, let, load, splat, store, widen
+from .group_weights import FLOATS, zero_point
 from .kernel import Expr, Frame, Kernel, Pointer
 from .linear_float import DTYPES
-from .linear_quantized import FLOATS, zero_point
 
 
 def embed(k: int, format: Format | str, layout: Layout) -> Kernel:

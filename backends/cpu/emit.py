@@ -75,9 +75,11 @@ def prefetch(buffer: Expr, index: Expr) -> None:
 
 
 def widen(value: Expr, dtype: str, lanes: int) -> Expr:
-    """`value` (float32, float16, or uint16 holding bfloat16 bits) as float32."""
+    """`value` (float32, float16, int8, or uint16 holding bfloat16 bits) as float32."""
     if dtype == "float32":
         return value
+    if dtype == "int8":
+        return value.astype(vector("int32", lanes)).astype(vector("float32", lanes))
     if dtype == "float16":
         return value.astype(vector("float32", lanes))
     assert dtype == "uint16", dtype
@@ -132,6 +134,28 @@ def exp(x: Expr, lanes: int) -> Expr:
     p = fma(p, r * r, r) + s(1.0)
     scale = (n.astype(vector("int32", lanes)) + splat(const(127), lanes)) << splat(const(23), lanes)
     return p * bits(vector("float32", lanes), scale)
+
+
+def pin(value: Expr) -> Expr:
+    """`value` itself, computed here: LLVM neither reorders pinned values nor looks through them.
+
+    It costs no instruction. Left alone, LLVM's scheduler takes apart a register tile, one accumulator after another,
+    and keeps all operands of the others on the stack meanwhile.
+    """
+    kind = dtype_of(value)
+    return tirx.call_extern(kind, f"mlc_pin_{kind}", value)
+
+
+def pin_ir(dtype: str, register: str) -> str:
+    """LLVM IR text of what `pin` calls for vectors of `dtype`; `register` is the inline assembly's constraint."""
+    number, lanes = dtype.split("x")
+    kind = f"<{lanes} x {number.replace('int', 'i').replace('float32', 'float')}>"
+    return f"""
+define {kind} @mlc_pin_{dtype}({kind} %value) alwaysinline nounwind {{
+  %same = call {kind} asm sideeffect "", "={register},0"({kind} %value)
+  ret {kind} %same
+}}
+"""
 
 
 def when(condition: Expr, then: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:

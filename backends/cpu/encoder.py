@@ -43,7 +43,7 @@ def full_attention(
     a head and up to TILE_ROWS rows of a batch item.
     """
     places = {"q": q or Rows(heads * d), "k": k or Rows(heads * d), "v": v or Rows(heads * d)}
-    tile = Tile(TILE_ROWS, d, CHUNK, CHUNK, scale, 0.0, padded=True, isa=isa)
+    tile = Tile(TILE_ROWS, d, CHUNK, d, CHUNK, scale, 0.0, padded=True, isa=isa)
     layout = tile.scratch(keys=d * CHUNK)
 
     def body(f: Frame) -> None:
@@ -78,8 +78,9 @@ def full_attention(
                     return load(f["v"], values + token.astype("int64") * places["v"].stride + i, lanes)
 
                 bound.score(const(0), key, no_fetch)
-                bound.soften(position, lambda m, at, n: up_to(count - 1, at, n))
-                bound.add(const(0), tokens, value, no_fetch)
+                bound.soften(const(0), const(1), position, lambda m, at, n: up_to(count - 1, at, n))
+                bound.add(const(0), tokens, const(0), value, no_fetch)
+                bound.merge()
             out = let((batch * period + first).astype("int64") * (heads * d) + head * d)
             bound.finish(lambda i, lanes, m, x: store(f["out"], out + m * (heads * d) + i, x, lanes))
 

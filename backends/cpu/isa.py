@@ -15,7 +15,7 @@ from tvm.target.codegen import llvm_get_system_cpu
 
 from mlc.errors import TargetUnavailable
 
-from .emit import bits, const, intrinsic, let, load, splat
+from .emit import bits, const, intrinsic, let, load, pin, pin_ir, splat
 
 Expr = Any  # a TIR expression
 
@@ -25,7 +25,8 @@ class Isa:
     """One instruction set.
 
     `lanes` float32 make one vector, and `registers` vectors stay in registers. `features` are LLVM's names of what the
-    code needs beyond the architecture's baseline. `dot` names the instruction that multiplies bytes and adds in fours.
+    code needs beyond the architecture's baseline. `dot` names the instruction that multiplies bytes and adds in fours;
+    with `pairs` there is one more, which takes two rows of each operand (`dots.PairedDots`).
     """
 
     name: str
@@ -35,6 +36,7 @@ class Isa:
     lanes: int
     registers: int
     dot: Literal["vnni", "avx_vnni", "maddubs", "neon", "portable"]
+    pairs: bool = False
 
     @property
     def architecture(self) -> str:
@@ -50,6 +52,13 @@ class Isa:
     def float_rows(self) -> int:
         """Rows of a float weight in a row block: enough accumulators to hide the latency of an fma."""
         return max(16, 2 * self.lanes)
+
+    @property
+    def helpers(self) -> str:
+        """LLVM IR text of what a kernel with a `Dot` calls."""
+        if self.dot != "maddubs":
+            return ""
+        return pin_ir(f"int16x{self.lanes * 2}", "v") + pin_ir(f"int32x{self.lanes}", "v")
 
     def repeat_four(self, buffer: Expr, start: Expr, quad: int) -> Expr:
         """Bytes `start + 4 * quad` .. + 3 of an int8 buffer, repeated through a vector; `start` is a multiple of 16."""
@@ -126,7 +135,10 @@ class Dot:
                 values = tirx.Select(signed < zero, zero - values, values)
             weights = intrinsic(dtype, "llvm.abs", signed, const(0, "bool"))
         product = intrinsic(*pairs, weights, values)
-        self._pairs = let(product if self._pairs is None else self._pairs + product)
+        if not self.nibbles:
+            self._pairs = let(product)
+        else:
+            self._pairs = let(pin(product if self._pairs is None else self._pairs + product))
         self._pending += 1
         if self._pending == (8 if self.nibbles else 1):
             self._flush()
@@ -135,7 +147,7 @@ class Dot:
         isa = self.isa
         name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[isa.lanes]
         fours = intrinsic(f"int32x{isa.lanes}", name, self._pairs, splat(const(1, "int16"), isa.lanes * 2))
-        self._total = let(fours if self._total is None else self._total + fours)
+        self._total = let(pin(fours if self._total is None else self._total + fours))
         self._pairs, self._pending = None, 0
 
 
@@ -148,6 +160,7 @@ def _signed_byte(words: Expr, i: int, lanes: int) -> Expr:
 _X86, _ARM = "x86_64-linux-gnu", "aarch64-linux-gnu"
 _AVX2 = ("avx2", "fma", "f16c", "bmi", "bmi2", "popcnt")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd")
+_NEON = ("dotprod", "fullfp16")
 
 ISAS = {
     isa.name: isa
@@ -156,7 +169,9 @@ ISAS = {
         Isa("avx512", _X86, "skylake-avx512", _AVX512, lanes=16, registers=32, dot="maddubs"),
         Isa("avx_vnni", _X86, "alderlake", (*_AVX2, "avxvnni"), lanes=8, registers=16, dot="avx_vnni"),
         Isa("avx2", _X86, "haswell", _AVX2, lanes=8, registers=16, dot="maddubs"),
-        Isa("neon", _ARM, "neoverse-n1", ("dotprod", "fullfp16"), lanes=4, registers=32, dot="neon"),
+        Isa("neon", _ARM, "neoverse-n1", _NEON, lanes=4, registers=32, dot="neon"),
+        # Behind neon: rearranging the operands of smmla costs what it saves. CPU models with i8mm imply SVE too.
+        Isa("neon_i8mm", _ARM, "neoverse-n1", (*_NEON, "i8mm"), lanes=4, registers=32, dot="neon", pairs=True),
         Isa("x86_64", _X86, "x86-64", (), lanes=4, registers=16, dot="portable"),
         Isa("aarch64", _ARM, "generic", (), lanes=4, registers=32, dot="portable"),
     )

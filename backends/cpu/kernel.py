@@ -11,6 +11,7 @@ in the same order, so a request gives the same tokens alone and in a batch, bit 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,7 @@ class Kernel:
     `grain` is how many items a thread takes at a time; 0 means about an eighth of its fair share.
     `scratch` is bytes of private memory per thread, reached as the uint8-aligned pointer parameter `scratch`
     (declare it last in `pointers`; the body adds `thread * scratch` itself through `emit.scratch`).
+    `helpers` is LLVM IR text of functions that the body calls by name; see `emit.pin`.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Kernel:
     body: Callable[[Frame], None]
     grain: int = 0
     scratch: int = 0
+    helpers: str = ""
 
     def prim_func(self) -> tvm.tirx.PrimFunc:
         """A private function (pointers..., sizes..., lo, hi, thread) -> int32 0."""
@@ -73,12 +76,18 @@ class Kernel:
             sizes = {name: T.arg(name, T.int32()) for name in self.sizes}
             lo, hi, thread = (T.arg(name, T.int32()) for name in ("lo", "hi", "thread"))
             buffers = {
-                p.name: T.decl_buffer((_EXTENT,), p.dtype, data=handle)
+                p.name: T.decl_buffer((EXTENT,), p.dtype, data=handle)
                 for p, handle in zip(self.pointers, handles, strict=True)
             }
-            self.body(Frame(buffers, sizes, lo, hi, thread))
+            with import_llvm(self.helpers):
+                self.body(Frame(buffers, sizes, lo, hi, thread))
             T.add_to_parent(tirx.Return(tirx.const(0, "int32")))
         return builder.get()
 
 
-_EXTENT = 1 << 40  # extents are not checked in kernels; int64 keeps TIR from narrowing index arithmetic
+def import_llvm(text: str) -> AbstractContextManager[None]:
+    """Code emitted inside may call the functions that the LLVM IR `text` defines."""
+    return T.attr(tirx.const(0, "int32"), "pragma_import_llvm", text) if text else nullcontext()
+
+
+EXTENT = 1 << 40  # extents are not checked in kernels; int64 keeps TIR from narrowing index arithmetic

@@ -3,7 +3,7 @@
 y = x w^T is computed in tiles: some rows of x times one row block of w, whose rows are lanes of vectors. One item of
 work is a row block. The families are tiles of different shapes:
 
-    vector   one row of x at a time: for a step with one row
+    vector   one row of x at a time: for a step with one row, which waits for memory; w is read in several streams
     small    for up to 16 rows: each row block is needed once, so the next ones are fetched ahead
     matrix   for more: a few row blocks stay in the cache while the rows of x pass by
 
@@ -13,20 +13,19 @@ the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .emit import Registers, const, let, load, stack, store, when
+from .emit import const, let, load, stack, store, when
 from .kernel import Expr, Frame, Pointer
 
 Family = Literal["vector", "small", "matrix"]
 
-AHEAD = 4096  # bytes of weights asked for before they are needed
-_CACHED = 4  # row blocks of a matrix tile that share a pass over x
+AHEAD = 2048  # bytes of weights asked for before they are needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +49,13 @@ class Output:
     def __str__(self) -> str:
         return f"{'_bias' if self.bias else ''}{'_add' if self.accumulate else ''}"
 
-    def blocks(self, sizes: object = None) -> Expr:
-        """Row blocks: the items of the kernel, whatever its sizes."""
-        return const(-(-self.n // (self.lanes * self.vectors)))
+    @property
+    def blocks(self) -> int:
+        """Row blocks of w."""
+        return -(-self.n // (self.lanes * self.vectors))
 
-    def write(self, f: Frame, row: Expr, block: Expr, sums: Registers, height: int) -> None:
-        """Write `sums` (`vectors` for each of `height` rows from `row` on) to the columns of row block `block`."""
+    def write(self, f: Frame, row: Expr, block: Expr, height: int, sums: Callable[[int, int], Expr]) -> None:
+        """Write sums(t, vector), for `height` rows from `row` on, to the columns of row block `block`."""
         lanes, width = self.lanes, self.lanes * self.vectors
         full, rest = divmod(self.n, width)
         first, column = let(row.astype("int64") * self.n + block * width), let(block * width)
@@ -64,14 +64,13 @@ class Output:
             for t in range(height):
                 for v in range(self.vectors):
                     at = let(first + (t * self.n + v * lanes))
-                    value = self._finish(f, sums[t * self.vectors + v], column + v * lanes, at, lanes)
-                    store(f["y"], at, value, lanes)
+                    store(f["y"], at, self._finish(f, sums(t, v), column + v * lanes, at, lanes), lanes)
 
         def part() -> None:
             spill = stack(width, "float32")
             for t in range(height):
                 for v in range(self.vectors):
-                    store(spill, v * lanes, sums[t * self.vectors + v], lanes)
+                    store(spill, v * lanes, sums(t, v), lanes)
                 with T.serial(0, rest) as i:
                     at = let(first + t * self.n + i)
                     store(f["y"], at, self._finish(f, spill[i], column + i, at, 1), 1)
@@ -89,27 +88,81 @@ class Output:
         return value
 
 
-def each_tile(
-    f: Frame,
-    family: Family,
-    heights: tuple[int, ...],
-    tile: Callable[[Expr, Expr, int, int], None],
-    prepare: Callable[[Expr], None] | None = None,
-) -> None:
-    """tile(row, block, height, ahead) for all rows of the step and the row blocks of this call.
+STREAMS = 4  # far apart, in which memory is read faster than in one: 15 % on two Zen 3 cores
 
-    `heights` are the rows a tile may have, falling to 1; `ahead` is how far to prefetch weights, 0 for not at all.
-    prepare(block) comes before all tiles of a block.
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """The tiles of a kernel: rows of x (`heights`) and row blocks (`widths`), each list falling to 1.
+
+    `streams`: the blocks of a tile lie far apart, each in a stream of its own, and an item is one tile; otherwise they
+    are neighbours, and an item is one block. `prepared`: something is made of the blocks before their tiles, to be used
+    by all of them. `cached` times the width blocks share a pass over x.
     """
-    cached = _CACHED if family == "matrix" and prepare is None else 1
-    with T.serial(0, (f.hi - f.lo + (cached - 1)) // cached) as number:
-        lo = let(f.lo + number * cached)
-        hi = let(tirx.min(lo + cached, f.hi))
-        if prepare is not None:
-            prepare(lo)
-        done: Expr = const(0)
-        for height in (1,) if family == "vector" else heights:
-            count = let((f["rows"] - done) // height)
-            with T.serial(0, count) as i, T.serial(lo, hi) as block:
-                tile(let(done + i * height), block, height, 0 if family == "matrix" else AHEAD)
-            done = let(done + count * height)
+
+    heights: tuple[int, ...]
+    widths: tuple[int, ...]
+    streams: bool = False
+    prepared: bool = False
+    cached: int = 1
+
+    def items(self, blocks: int) -> int:
+        """Independent pieces of the work on `blocks` row blocks."""
+        return -(-blocks // self.widths[0]) if self.streams else blocks
+
+
+Tile = Callable[[Expr, list[Expr], int], None]
+
+
+def each_tile(f: Frame, tiling: Tiling, blocks: int, tile: Tile, prepare: Callable[[Expr, int], None]) -> None:
+    """tile(row, its row blocks, height) for all rows of the step and the items of this call.
+
+    prepare(block, width) comes before all tiles of these neighbours where the tiling says so.
+    """
+    if tiling.streams:
+        _each_stream(f, tiling, blocks, tile)
+        return
+    begin: Expr = f.lo
+    for width in tiling.widths:
+        together = width * tiling.cached
+        end = let(begin + (f.hi - begin) // width * width)
+        with T.serial(0, (end - begin + (together - 1)) // together) as number:
+            lo = let(begin + number * together)
+            hi = let(tirx.min(lo + together, end))
+            if tiling.prepared:
+                prepare(lo, width)
+            for row, height in _heights(f, tiling.heights):
+                with T.serial(0, (hi - lo) // width) as j:
+                    first = let(lo + j * width)
+                    tile(row, [first + b for b in range(width)], height)
+        begin = end
+
+
+def _each_stream(f: Frame, tiling: Tiling, blocks: int, tile: Tile) -> None:
+    """Item i has the blocks i, i + items, i + 2 * items ...: as many as there are."""
+    width, apart = tiling.widths[0], tiling.items(blocks)
+    with T.serial(f.lo, f.hi) as item:
+
+        def whole() -> None:
+            for row, height in _heights(f, tiling.heights):
+                tile(row, [item + b * apart for b in range(width)], height)
+
+        def part() -> None:
+            for row, height in _heights(f, tiling.heights):
+                with T.serial(0, (blocks - item + (apart - 1)) // apart) as b:
+                    tile(row, [let(item + b * apart)], height)
+
+        if blocks % width:
+            when(item + (width - 1) * apart < blocks, whole, part)
+        else:
+            whole()
+
+
+def _heights(f: Frame, heights: tuple[int, ...]) -> Iterator[tuple[Expr, int]]:
+    """Emit code for the rows of the step: (first row, rows) of tiles, the highest first."""
+    done: Expr = const(0)
+    for height in heights:
+        count = let((f["rows"] - done) // height)
+        with T.serial(0, count) as i:
+            yield let(done + i * height), height
+        done = let(done + count * height)

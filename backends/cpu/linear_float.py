@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from tvm.tirx.script.builder import ir as T
 
-from .emit import Registers, fma, let, load, prefetch, splat, store, widen
+from .emit import Registers, const, fma, let, load, prefetch, splat, store, widen
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
-from .linear import Family, Output, each_tile
+from .linear import AHEAD, STREAMS, Family, Output, Tiling, each_tile
 
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "uint16"}  # of weights in memory
+_CACHED = 4  # row blocks that share a pass over x where there are many rows
 _BYTES = {"float32": 4, "float16": 2, "uint16": 2}
 
 
@@ -28,28 +30,42 @@ def linear_float(
     # Few registers make low tiles, which would widen each weight many times over: do it once for all rows of x.
     widened = family == "matrix" and isa.registers == 16 and format != "f32"
 
+    cached = family == "matrix" and not widened
+    if family == "vector":
+        tiling = Tiling((1,), (STREAMS, 1), streams=True)
+    else:
+        tiling = Tiling(product.heights(), (1,), prepared=widened, cached=_CACHED if cached else 1)
+    items = tiling.items(output.blocks)
+
     def body(f: Frame) -> None:
         w = Weights(f["w"], product.dtype)
         start = let(f.thread.astype("int64") * (k * isa.float_rows))
 
-        def widen_block(block: Expr) -> None:
+        def widen_block(block: Expr, width: int) -> None:
             product.widen(w, block, f["scratch"], start)
 
-        def tile(row: Expr, block: Expr, height: int, ahead: int) -> None:
+        def tile(row: Expr, blocks: list[Expr], height: int) -> None:
             if widened:
-                sums = product.tile(f["x"], row, Weights(f["scratch"], "float32"), start, height, 0)
+                sums = product.tile(f["x"], row, Weights(f["scratch"], "float32"), [start], height, 0)
             else:
-                sums = product.tile(f["x"], row, w, product.start(block), height, ahead)
-            output.write(f, row, block, sums, height)
+                starts = [product.start(block) for block in blocks]
+                sums = product.tile(f["x"], row, w, starts, height, AHEAD if family == "small" else 0)
+            for b, block in enumerate(blocks):
+                output.write(f, row, let(block), height, partial(_vector, sums, len(blocks), output.vectors, b))
 
-        each_tile(f, family, product.heights(), tile, widen_block if widened else None)
+        each_tile(f, tiling, output.blocks, tile, widen_block)
 
     pointers = [Pointer("x", "float32"), Pointer("w", DTYPES[format]), *output.pointers()]
     if widened:
         pointers.append(Pointer("scratch", "float32"))
     name = f"linear_{format}_n{n}_k{k}_{family}{output}"
     scratch = k * isa.float_rows * 4 if widened else 0
-    return Kernel(name, tuple(pointers), ("rows",), output.blocks, body, scratch=scratch)
+    return Kernel(name, tuple(pointers), ("rows",), lambda sizes: const(items), body, scratch=scratch)
+
+
+def _vector(sums: Registers, blocks: int, vectors: int, block: int, t: int, v: int) -> Expr:
+    """The sum of row t of x with vector v of a tile's row block."""
+    return sums[(t * blocks + block) * vectors + v]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,26 +107,29 @@ class _Product:
                 out, out_start + i * self.isa.lanes, w.load(start + i * self.isa.lanes, self.isa.lanes), self.isa.lanes
             )
 
-    def tile(self, x: Expr, row: Expr, w: Weights, w_start: Expr, height: int, ahead: int) -> Registers:
-        """The sums of `height` rows of x, from `row` on, with the row block that begins at `w_start`."""
-        k, lanes, vectors, width = self.k, self.isa.lanes, self.vectors, self.isa.float_rows
-        sums = Registers(height * vectors, "float32", lanes)
+    def tile(self, x: Expr, row: Expr, w: Weights, starts: list[Expr], height: int, ahead: int) -> Registers:
+        """The sums of `height` rows of x, from `row` on, with the row blocks that begin at `starts`; see `_vector`."""
+        k, lanes, width = self.k, self.isa.lanes, self.isa.float_rows
+        across = len(starts) * self.vectors
+        sums = Registers(height * across, "float32", lanes)
         sums.clear()
         x_start = let(row.astype("int64") * k)
 
         def step(i: Expr) -> None:
-            at = let(w_start + i * width)
-            if ahead:
-                size = _BYTES[w.dtype]
-                for line in range(0, width * size, 64):
-                    prefetch(w.buffer, at + (ahead + line) // size)
-            numbers = [let(w.load(at + v * lanes, lanes)) for v in range(vectors)]
+            numbers: list[Expr] = []
+            for start in starts:
+                at = let(start + i * width)
+                if ahead:
+                    size = _BYTES[w.dtype]
+                    for line in range(0, width * size, 64):
+                        prefetch(w.buffer, at + (ahead + line) // size)
+                numbers += [let(w.load(at + v * lanes, lanes)) for v in range(self.vectors)]
             for t in range(height):
                 factor = let(splat(x[x_start + (i + t * k)], lanes))
-                for v in range(vectors):
-                    sums[t * vectors + v] = fma(numbers[v], factor, sums[t * vectors + v])
+                for v in range(across):
+                    sums[t * across + v] = fma(numbers[v], factor, sums[t * across + v])
 
-        unroll = 4 if height <= 2 else 2
+        unroll = 4 if height * len(starts) <= 2 else 2
         with T.serial(0, k // unroll) as i:
             for u in range(unroll):
                 step(i * unroll + u)

@@ -4,22 +4,24 @@ The table is data, not code: a row of int64 words per op (see `table.row`). Comp
 distinct kernels, not its layers, and the same table run one row at a time is the flat list that debugging and profiling
 use.
 
-Between two ops stands a barrier. Inside an op, threads claim items from an atomic counter, so a thread that lost its
-core does less and delays the others by at most one grain.
+Threads claim items of the current call from a ticket; whoever ends its last item publishes the next call (see `sync`).
+A thread that lost its core delays the others by at most the grain it holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tvm
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from .kernel import Expr, Kernel
-from .sync import COUNTER, CURSORS, LINE, SYNC_WORDS, llvm_ir
+from .kernel import EXTENT, Expr, Kernel, import_llvm
+from .sync import CURSORS, LINE, SYNC_WORDS, llvm_ir
 from .table import ENTRY, HEAD
+
+_ARRAYS = {"table": "int64", "sizes": "int32", "sync": "int32"}
 
 
 def stride(kernels: Sequence[Kernel]) -> int:
@@ -31,6 +33,8 @@ def program(kernels: Sequence[Kernel], architecture: str) -> tvm.IRModule:
     """The module of `kernels` and the walker `mlc_run`, which calls kernel i for table rows whose first word is i."""
     names = [tvm.ir.GlobalVar(k.name) for k in kernels]
     functions = {name: k.prim_func() for name, k in zip(names, kernels, strict=True)}
+    walk = tvm.ir.GlobalVar("walk")
+    functions[walk] = _walk(kernels, names)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(ENTRY)
         T.func_attr({"global_symbol": ENTRY, "tirx.noalias": True})
@@ -38,28 +42,90 @@ def program(kernels: Sequence[Kernel], architecture: str) -> tvm.IRModule:
         sizes = T.arg("sizes", T.buffer((tirx.Var("slots", "int64"),), "int32"))
         sync = T.arg("sync", T.buffer((SYNC_WORDS,), "int32"))
         first, last, threads = (T.arg(name, T.int32()) for name in ("first", "last", "threads"))
-        with (
-            T.attr(tirx.const(0, "int32"), "pragma_import_llvm", llvm_ir(architecture)),
-            T.parallel(0, threads) as thread,
-            T.serial(first, last) as op,
-        ):
-            base = T.Bind(op.astype("int64") * stride(kernels))
-            kernel = T.Bind(table[base].astype("int32"))
-            guard = T.Bind(sizes[table[base + 2]].astype("int64"))
-            with T.If(tirx.all(table[base + 3] <= guard, guard <= table[base + 4])), T.Then():
-                for number, (k, name) in enumerate(zip(kernels, names, strict=True)):
-                    with T.If(kernel == number), T.Then():
-                        _run_op(k, name, table, base, sizes, sync, thread, threads)
-                with T.If(threads > 1), T.Then():
-                    T.evaluate(tirx.call_extern("int32", "mlc_barrier", tirx.address_of(sync[0]), threads))
+
+        def call(thread: Expr) -> None:
+            arguments = [table.data, sizes.data, sync.data, first, last, thread, threads]
+            T.evaluate(tvm.ir.Call(walk, arguments, ret_ty="int32"))
+
+        with import_llvm(llvm_ir(architecture)), T.If(threads == 1):
+            with T.Then():
+                call(tirx.const(0, "int32"))  # a launch would wake the pool, and wait until it has a core
+            with T.Else():
+                _extern("mlc_publish", tirx.address_of(sync[0]), _next(kernels, table, sizes, first, last))
+                with T.parallel(0, threads) as thread:
+                    call(thread)
     functions[tvm.ir.GlobalVar(ENTRY)] = builder.get()
     return tvm.IRModule(functions)
 
 
-def _run_op(
-    k: Kernel, name: tvm.ir.GlobalVar, table: Expr, base: Expr, sizes: Expr, sync: Expr, thread: Expr, threads: Expr
-) -> None:
-    """One thread's part of one op: claim a grain of items, handle it, until none is left."""
+def _extern(name: str, *arguments: Expr) -> None:
+    T.evaluate(tirx.call_extern("int32", name, *arguments))
+
+
+def _next(kernels: Sequence[Kernel], table: Expr, sizes: Expr, call: Expr, last: Expr) -> Expr:
+    """The first call from `call` on whose guard holds."""
+    words, slots = tirx.address_of(table[0]), tirx.address_of(sizes[0])
+    return tirx.call_extern("int32", "mlc_next", words, slots, call, last, tirx.const(stride(kernels), "int64"))
+
+
+def _walk(kernels: Sequence[Kernel], names: Sequence[tvm.ir.GlobalVar]) -> tvm.tirx.PrimFunc:
+    """One thread's part of all calls: (table, sizes, sync, first, last, thread, threads) -> int32 0."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True, is_private=True):
+        T.func_name("walk")
+        T.func_attr({"tirx.noalias": True})
+        T.func_ret(tvm.ir.PrimType("int32"))
+        handles = [T.arg(name, T.handle(dtype)) for name, dtype in _ARRAYS.items()]
+        first, last, thread, threads = (T.arg(name, T.int32()) for name in ("first", "last", "thread", "threads"))
+        table, sizes, sync = (
+            T.decl_buffer((EXTENT,), dtype, data=handle)
+            for handle, dtype in zip(handles, _ARRAYS.values(), strict=True)
+        )
+        alone = threads == 1
+        shared = tirx.address_of(sync[0])
+        cursor = CURSORS + thread * LINE  # loop variables in memory: TIR would allocate local ones on the heap
+        with T.If(alone):
+            with T.Then():
+                T.buffer_store(sync, _next(kernels, table, sizes, first, last), [cursor])
+            with T.Else():
+                T.buffer_store(sync, tirx.call_extern("int32", "mlc_call", shared), [cursor])
+        with T.While(sync[cursor] < last):
+            call = T.Bind(sync[cursor])
+            base = T.Bind(call.astype("int64") * stride(kernels))
+            number = T.Bind(table[base].astype("int32"))
+
+            def following() -> Expr:
+                return _next(kernels, table, sizes, call + 1, last)
+
+            for i, (k, name) in enumerate(zip(kernels, names, strict=True)):
+                with T.If(number == i), T.Then():
+                    items, handle = _bind(k, name, table, base, sizes, thread)
+                    with T.If(alone):
+                        with T.Then():
+                            handle(tirx.const(0, "int32"), items)
+                        with T.Else():
+                            _share(
+                                shared,
+                                sync,
+                                cursor + 1,
+                                call,
+                                items,
+                                _grain(table[base + 1], items, threads),
+                                handle,
+                                following,
+                            )
+            with T.If(alone):
+                with T.Then():
+                    T.buffer_store(sync, following(), [cursor])
+                with T.Else():
+                    T.buffer_store(sync, tirx.call_extern("int32", "mlc_call", shared), [cursor])
+        T.add_to_parent(tirx.Return(tirx.const(0, "int32")))
+    return builder.get()
+
+
+def _bind(
+    k: Kernel, name: tvm.ir.GlobalVar, table: Expr, base: Expr, sizes: Expr, thread: Expr
+) -> tuple[Expr, Callable[[Expr, Expr], None]]:
+    """The number of items of the table row at `base`, and what handles a range of them."""
     words = tirx.address_of(table[base])
     pointers = [
         T.Bind(tirx.call_extern("handle", "mlc_pointer", words, tirx.const(HEAD + i, "int64")))
@@ -67,26 +133,38 @@ def _run_op(
     ]
     first_size = HEAD + len(k.pointers)
     values = {n: T.Bind(sizes[table[base + (first_size + i)]]) for i, n in enumerate(k.sizes)}
-    items = T.Bind(k.items(values))
 
     def handle(lo: Expr, hi: Expr) -> None:
         T.evaluate(tvm.ir.Call(name, [*pointers, *values.values(), lo, hi, thread], ret_ty="int32"))
 
-    with T.If(threads == 1):
-        with T.Then():
-            handle(tirx.const(0, "int32"), items)
-        with T.Else():
-            asked = table[base + 1].astype("int32")
-            grain = T.Bind(tirx.Select(asked > 0, asked, tirx.max(items // (threads * 8), 1)))
-            cursor = CURSORS + thread * LINE  # a loop variable in memory: TIR would allocate a local one on the heap
+    return T.Bind(k.items(values)), handle
 
-            def take() -> None:
-                T.buffer_store(
-                    sync, tirx.call_extern("int32", "mlc_take", tirx.address_of(sync[COUNTER]), grain), [cursor]
-                )
 
-            take()
-            with T.While(sync[cursor] < items):
-                lo = T.Bind(sync[cursor])
-                handle(lo, tirx.min(lo + grain, items))
-                take()
+def _grain(asked: Expr, items: Expr, threads: Expr) -> Expr:
+    return T.Bind(tirx.Select(asked > 0, asked.astype("int32"), tirx.max(items // (threads * 8), 1)))
+
+
+def _share(
+    shared: Expr,
+    sync: Expr,
+    cursor: Expr,
+    call: Expr,
+    items: Expr,
+    grain: Expr,
+    handle: Callable[[Expr, Expr], None],
+    following: Callable[[], Expr],
+) -> None:
+    """One thread's part of a call: claim a grain of items, handle it, until the call is over."""
+    claims = T.Bind(tirx.max(items, 1))  # a call without items must end too
+
+    def claim() -> None:
+        T.buffer_store(sync, tirx.call_extern("int32", "mlc_claim", shared, call, claims, grain), [cursor])
+
+    claim()
+    with T.While(sync[cursor] >= 0):
+        lo = T.Bind(sync[cursor])
+        handle(lo, tirx.min(lo + grain, items))
+        count = tirx.min(lo + grain, claims) - lo
+        with T.If(tirx.call_extern("int32", "mlc_done", shared, count, claims) == 1), T.Then():
+            _extern("mlc_publish", shared, following())
+        claim()

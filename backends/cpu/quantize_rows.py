@@ -11,10 +11,10 @@ from .kernel import Expr, Frame, Kernel, Pointer
 
 
 def quantize_rows(k: int, group: int, isa: Isa) -> Kernel:
-    """x f32[rows, k] -> q int8[rows, k], scale f32[rows, k / group], sum int32[rows, k / group].
+    """x f32[rows, k] -> q int8[rows, k], scale f32[rows, k / group], sum f32[rows, k / group].
 
-    For each group of `group` neighbours: scale = max|x| / 127, q = rint(x * (127 / max|x|)), sum = q added up. A group
-    whose greatest magnitude is below 1e-30 becomes zeros; one with a NaN gets a NaN scale.
+    For each group of `group` neighbours: scale = max|x| / 127, q = rint(x * (127 / max|x|)), sum = scale * (q
+    added up). A group whose greatest magnitude is below 1e-30 becomes zeros; one with a NaN gets a NaN scale.
     """
 
     def body(f: Frame) -> None:
@@ -23,7 +23,7 @@ def quantize_rows(k: int, group: int, isa: Isa) -> Kernel:
             values = [let(load(f["x"], g * group + i * isa.lanes, isa.lanes)) for i in range(group // isa.lanes)]
             quantize_group(values, f["q"], f["scale"], f["sum"], g, isa)
 
-    pointers = Pointer("x", "float32"), Pointer("q", "int8"), Pointer("scale", "float32"), Pointer("sum", "int32")
+    pointers = Pointer("x", "float32"), Pointer("q", "int8"), Pointer("scale", "float32"), Pointer("sum", "float32")
     return Kernel(f"quantize_rows_k{k}_g{group}", pointers, ("rows",), lambda sizes: sizes["rows"], body)
 
 
@@ -40,10 +40,11 @@ def quantize_group(values: list[Expr], q: Expr, scale: Expr, total: Expr, g: Exp
     peak = let(bits("float32", intrinsic("int32", "llvm.vector.reduce.smax", magnitudes[0])))
     tiny = peak < f32(1e-30)  # 127 / peak could overflow
     inverse = let(tirx.Select(tiny, f32(0), f32(127) / peak))
-    T.buffer_store(scale, tirx.Select(tiny, f32(0), peak / f32(127)), [g])
+    step = let(tirx.Select(tiny, f32(0), peak / f32(127)))
+    T.buffer_store(scale, step, [g])
     added = None
     for i, v in enumerate(values):
         rounded = let(rint(v * splat(inverse, lanes)).astype(f"int32x{lanes}"))
         store(q, g * (len(values) * lanes) + i * lanes, rounded.astype(f"int8x{lanes}"), lanes)
         added = rounded if added is None else added + rounded
-    T.buffer_store(total, reduce_add_int(added), [g])
+    T.buffer_store(total, reduce_add_int(added).astype("float32") * step, [g])

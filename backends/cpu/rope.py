@@ -105,7 +105,7 @@ def qkv_finish(heads: int, kv_heads: int, rotation: Rotation, page: int, kv_dtyp
     merged = Rows((heads + 2 * kv_heads) * d)
 
     def body(f: Frame) -> None:
-        appender = Appender(pages)
+        appender = Appender(pages, isa)
         tables = f["cos"], f["sin"]
 
         def finish(head: Expr, row: Expr) -> None:
@@ -121,15 +121,15 @@ def qkv_finish(heads: int, kv_heads: int, rotation: Rotation, page: int, kv_dtyp
                 rotation.emit(read, lambda i, n, x: store(f["q"], target + i, x, n), tables, at, norm, isa)
 
             def key() -> None:
-                place, _ = pages.place(let(f["slots"][row]), head - heads)
                 norm = None if rotation.eps is None else f["k_norm"]
                 rotation.emit(read, appender.key_piece, tables, at, norm, isa)
-                appender.key_done(f["k_pages"], place)
+                appender.key_done(f["k_pages"], let(f["slots"][row]), head - heads)
 
             def value() -> None:
-                _, place = pages.place(let(f["slots"][row]), head - (heads + kv_heads))
+                slot, number = let(f["slots"][row]), head - (heads + kv_heads)
                 for i, lanes in spans(d, isa.lanes):
-                    appender.value_piece(f["v_pages"], place, i, lanes, read(i, lanes))
+                    appender.value_piece(f["v_pages"], slot, number, i, lanes, read(i, lanes))
+                appender.value_done(f["v_pages"], slot, number)
 
             when(head < heads, query, lambda: when(head < heads + kv_heads, key, value))
 

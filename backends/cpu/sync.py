@@ -1,30 +1,40 @@
-"""What TIR lacks, as LLVM IR text: atomics, a spin barrier and loading a pointer from memory.
+"""What TIR lacks, as LLVM IR text: atomics, waiting, and loading a pointer from memory.
 
 TVM gives every function of an imported module the linkage `available_externally`, declarations too, so the text must
-declare nothing: the pause hint and the yield system call are inline assembly, chosen by architecture.
+declare nothing: the pause hint and the system calls are inline assembly, chosen by architecture.
+
+Threads share one 64-bit *ticket*: the number of the call that runs, and the first of its items that nobody has claimed.
+A call is over when its items are done, not when every thread has arrived, so a thread that has no core, or has not
+started yet, delays nobody unless it holds a claim. Who finds nothing left to claim waits for the next ticket: it spins,
+and then sleeps in the kernel, which frees its core for the thread it waits for.
 """
 
 from __future__ import annotations
 
-ARRIVED, GENERATION, COUNTER, CURSORS, LINE = 0, 16, 32, 48, 16  # int32 offsets into `sync`, a cache line apart
+TICKET, DONE, SLEEPERS, SPINS, CURSORS, LINE = 0, 16, 32, 48, 64, 16  # int32 offsets into `sync`, a cache line apart
 MAX_THREADS = 64
 SYNC_WORDS = CURSORS + LINE * MAX_THREADS  # int32 words of the `sync` buffer; all zero before the first step
 
-_PAUSE = {"x86_64": "pause", "aarch64": "yield"}
-_YIELD = {  # sched_yield
-    "x86_64": 'call i64 asm sideeffect "syscall", "={rax},{rax},~{rcx},~{r11},~{memory}"(i64 24)',
-    "aarch64": 'call i64 asm sideeffect "svc #0", "={x0},{x8},~{memory}"(i64 124)',
+_PAUSE = {"x86_64": "pause", "aarch64": "isb"}
+_FUTEX = {  # a system call with four arguments; its number follows
+    "x86_64": 'call i64 asm sideeffect "syscall", '
+    '"={rax},{rax},{rdi},{rsi},{rdx},{r10},~{rcx},~{r11},~{memory}"(i64 202, ',
+    "aarch64": 'call i64 asm sideeffect "svc #0", "={x0},{x8},{x0},{x1},{x2},{x3},~{memory}"(i64 98, ',
 }
-_SPINS = 4000  # pauses; then the core is given to whoever needs it
+_WAIT, _WAKE = 128, 129  # FUTEX_WAIT and FUTEX_WAKE, of one process
 
 
 def llvm_ir(architecture: str) -> str:
-    """The helper functions for `architecture` (x86_64 or aarch64).
+    """The helper functions for `architecture`: x86_64 or aarch64. A row of `table` has `stride` words (`table.row`).
 
     mlc_pointer(table, i): the i-th 8-byte word of the table, as a pointer.
-    mlc_take(counter, count): claims the next `count` items; returns the first of them.
-    mlc_barrier(sync, threads): waits for all threads. The last to arrive resets the item counter.
+    mlc_next(table, sizes, call, last, stride): the first call from `call` on that these sizes make, or `last`.
+    mlc_call(sync): the call that runs now.
+    mlc_claim(sync, call, items, grain): claims items of `call`; returns the first of them, or -1 when the call is over.
+    mlc_done(sync, count, items): marks claimed items as done; returns 1 if these were the last.
+    mlc_publish(sync, call): makes `call` the one that runs; for the thread that ended the one before.
     """
+    futex = _FUTEX[architecture]
     return f"""
 define ptr @mlc_pointer(ptr %table, i64 %i) alwaysinline nounwind {{
   %p = getelementptr ptr, ptr %table, i64 %i
@@ -32,41 +42,114 @@ define ptr @mlc_pointer(ptr %table, i64 %i) alwaysinline nounwind {{
   ret ptr %v
 }}
 
-define i32 @mlc_take(ptr %counter, i32 %count) alwaysinline nounwind {{
-  %old = atomicrmw add ptr %counter, i32 %count monotonic
-  ret i32 %old
+define i32 @mlc_next(ptr %table, ptr %sizes, i32 %from, i32 %last, i64 %stride) alwaysinline nounwind {{
+entry:
+  br label %test
+test:
+  %call = phi i32 [%from, %entry], [%following, %skip]
+  %more = icmp slt i32 %call, %last
+  br i1 %more, label %guard, label %out
+guard:
+  %wide = sext i32 %call to i64
+  %base = mul i64 %wide, %stride
+  %row = getelementptr i64, ptr %table, i64 %base
+  %slot.p = getelementptr i64, ptr %row, i64 2
+  %low.p = getelementptr i64, ptr %row, i64 3
+  %high.p = getelementptr i64, ptr %row, i64 4
+  %slot = load i64, ptr %slot.p
+  %low = load i64, ptr %low.p
+  %high = load i64, ptr %high.p
+  %size.p = getelementptr i32, ptr %sizes, i64 %slot
+  %size.narrow = load i32, ptr %size.p
+  %size = sext i32 %size.narrow to i64
+  %above = icmp sle i64 %low, %size
+  %below = icmp sle i64 %size, %high
+  %made = and i1 %above, %below
+  br i1 %made, label %out, label %skip
+skip:
+  %following = add i32 %call, 1
+  br label %test
+out:
+  ret i32 %call
 }}
 
-define i32 @mlc_barrier(ptr %sync, i32 %threads) alwaysinline nounwind {{
+define i32 @mlc_call(ptr %sync) alwaysinline nounwind {{
+  %ticket = load atomic i64, ptr %sync acquire, align 8
+  %high = lshr i64 %ticket, 32
+  %call = trunc i64 %high to i32
+  ret i32 %call
+}}
+
+define i32 @mlc_claim(ptr %sync, i32 %call, i32 %items, i32 %grain) alwaysinline nounwind {{
 entry:
-  %generation.p = getelementptr i32, ptr %sync, i64 {GENERATION}
-  %counter = getelementptr i32, ptr %sync, i64 {COUNTER}
-  %generation = load atomic i32, ptr %generation.p acquire, align 4
-  %arrived = atomicrmw add ptr %sync, i32 1 acq_rel
-  %others = sub i32 %threads, 1
-  %last = icmp eq i32 %arrived, %others
-  br i1 %last, label %release, label %spin
-release:
-  store atomic i32 0, ptr %counter monotonic, align 4
-  store atomic i32 0, ptr %sync monotonic, align 4
-  %old = atomicrmw add ptr %generation.p, i32 1 release
-  ret i32 0
-spin:
-  %i = phi i32 [0, %entry], [%i.next, %again]
-  %now = load atomic i32, ptr %generation.p acquire, align 4
-  %passed = icmp ne i32 %now, %generation
-  br i1 %passed, label %done, label %wait
+  %sleepers.p = getelementptr i32, ptr %sync, i64 {SLEEPERS}
+  %spins.p = getelementptr i32, ptr %sync, i64 {SPINS}
+  %call.p = getelementptr i32, ptr %sync, i64 {TICKET + 1}
+  %spins = load i32, ptr %spins.p
+  %call.wide = zext i32 %call to i64
+  %call.high = shl i64 %call.wide, 32
+  br label %look
+look:
+  %spun = phi i32 [0, %entry], [%spun, %claim], [%spun.next, %wait], [%spins, %sleep]
+  %ticket = load atomic i64, ptr %sync acquire, align 8
+  %now.high = lshr i64 %ticket, 32
+  %now = trunc i64 %now.high to i32
+  %current = icmp eq i32 %now, %call
+  br i1 %current, label %left, label %over
+left:
+  %lo = trunc i64 %ticket to i32
+  %some = icmp slt i32 %lo, %items
+  br i1 %some, label %claim, label %wait
+claim:
+  %beyond = add i32 %lo, %grain
+  %inside = icmp slt i32 %beyond, %items
+  %hi = select i1 %inside, i32 %beyond, i32 %items
+  %hi.wide = zext i32 %hi to i64
+  %new = or i64 %call.high, %hi.wide
+  %result = cmpxchg ptr %sync, i64 %ticket, i64 %new acq_rel acquire
+  %mine = extractvalue {{i64, i1}} %result, 1
+  br i1 %mine, label %claimed, label %look
+claimed:
+  ret i32 %lo
 wait:
-  %i.next = add i32 %i, 1
+  %spun.next = add i32 %spun, 1
   call void asm sideeffect "{_PAUSE[architecture]}", "~{{memory}}"()
-  %long = icmp sgt i32 %i.next, {_SPINS}
-  br i1 %long, label %yield, label %again
-yield:
-  %r = {_YIELD[architecture]}
-  br label %again
-again:
-  br label %spin
-done:
+  %long = icmp sgt i32 %spun.next, %spins
+  br i1 %long, label %sleep, label %look
+sleep:
+  %before = atomicrmw add ptr %sleepers.p, i32 1 seq_cst
+  %slept = {futex}ptr %call.p, i64 {_WAIT}, i64 %call.wide, i64 0)
+  %after = atomicrmw sub ptr %sleepers.p, i32 1 seq_cst
+  br label %look
+over:
+  ret i32 -1
+}}
+
+define i32 @mlc_done(ptr %sync, i32 %count, i32 %items) alwaysinline nounwind {{
+  %done.p = getelementptr i32, ptr %sync, i64 {DONE}
+  %before = atomicrmw add ptr %done.p, i32 %count acq_rel
+  %now = add i32 %before, %count
+  %last = icmp eq i32 %now, %items
+  %flag = zext i1 %last to i32
+  ret i32 %flag
+}}
+
+define i32 @mlc_publish(ptr %sync, i32 %call) alwaysinline nounwind {{
+entry:
+  %done.p = getelementptr i32, ptr %sync, i64 {DONE}
+  %sleepers.p = getelementptr i32, ptr %sync, i64 {SLEEPERS}
+  %call.p = getelementptr i32, ptr %sync, i64 {TICKET + 1}
+  store atomic i32 0, ptr %done.p monotonic, align 4
+  %wide = zext i32 %call to i64
+  %ticket = shl i64 %wide, 32
+  %old = atomicrmw xchg ptr %sync, i64 %ticket seq_cst
+  %sleepers = load atomic i32, ptr %sleepers.p seq_cst, align 4
+  %any = icmp sgt i32 %sleepers, 0
+  br i1 %any, label %wake, label %out
+wake:
+  %woken = {futex}ptr %call.p, i64 {_WAKE}, i64 2147483647, i64 0)
+  br label %out
+out:
   ret i32 0
 }}
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .kv import PagedKv
+from .kv import PagedKv, rounded
 from .norm import rms_norm
 from .parts import Array
 
@@ -24,6 +24,8 @@ def kv_append(kv: PagedKv, k: Array, v: Array, *, layer: int) -> PagedKv:
 
 def attention(q: Array, kv: PagedKv, *, layer: int, kv_heads: int, scale: float, window: int) -> Array:
     out = np.empty_like(q)
+    if kv.dtype == "q8":
+        q = rounded(q)
     for sequence, length in enumerate(kv.lengths):
         first, last = kv.starts[sequence : sequence + 2]
         k, v = kv.read(layer, sequence)

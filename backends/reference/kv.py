@@ -22,10 +22,12 @@ class PagedKv:
     lengths: Array  # i32[s], tokens of context, those of this step included
     tables: Array  # i32[s, pages per sequence], the pages of each sequence in the order of its text
     slots: Array  # i32[n], where each row of this step is written
+    dtype: str = ""  # q8: `layers` are f32 that hold what bytes and scales mean
 
     def append(self, layer: int, k: Array, v: Array) -> PagedKv:
         """The version in which k and v f32[n, kv_heads, d] stand in the slots of `layer`. This one stays as it is."""
-        pages = tuple(_written(old, self.slots, new) for old, new in zip(self.layers[layer], (k, v), strict=True))
+        rows = (rounded(k), rounded(v)) if self.dtype == "q8" else (k, v)
+        pages = tuple(_written(old, self.slots, new) for old, new in zip(self.layers[layer], rows, strict=True))
         return replace(self, layers={**self.layers, layer: (pages[0], pages[1])})
 
     def read(self, layer: int, sequence: int) -> tuple[Array, Array]:
@@ -38,9 +40,18 @@ class PagedKv:
 def empty_layers(
     *, layers: int, pages: int, page_size: int, kv_heads: int, d: int, dtype: str
 ) -> dict[int, tuple[Array, Array]]:
-    """Zeros for `PagedKv.layers`; dtype is f32, f16 or bf16."""
-    zeros = np.zeros((pages, page_size, kv_heads, d), NUMPY[dtype])
+    """Zeros for `PagedKv.layers`; dtype is f32, f16, bf16 or q8."""
+    zeros = np.zeros((pages, page_size, kv_heads, d), NUMPY["f32" if dtype == "q8" else dtype])
     return {layer: (zeros.copy(), zeros.copy()) for layer in range(layers)}
+
+
+def rounded(x: Array) -> Array:
+    """x as bytes with one scale for each row of its last axis: max|x| / 127."""
+    peak = np.abs(x).max(axis=-1, keepdims=True)
+    peak = np.where(peak < 1e-30, np.float32(0), peak)
+    inverse = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=peak != 0)
+    result: Array = np.rint(x * inverse) * (peak / np.float32(127))
+    return result
 
 
 def _written(pages: Array, slots: Array, rows: Array) -> Array:

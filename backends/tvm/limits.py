@@ -93,6 +93,7 @@ class Limits:
                     grain=1,
                 ),
             ),
+            forward=1,
             inputs=(),
             outputs=(),
             limits={"items": items},

@@ -8,33 +8,42 @@ from pathlib import Path
 from mlc.errors import BadCheckpoint, UnsupportedModel
 
 from .gguf_names import GgufModel
+from .pytorch import PYTORCH
+from .pytorch_pickle import CONVERT
 from .reader import Checkpoint, TensorInfo, listed
-from .safetensors import INDEX, SINGLE, Safetensors
+from .safetensors import SAFETENSORS
+from .shards import Shards
 
 __all__ = ["Checkpoint", "TensorInfo", "check", "open_checkpoint"]
 
+_PICKLES = (".bin", ".pt", ".pth")
+
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a folder with safetensors, a .safetensors file, or a .gguf file. Raises BadCheckpoint, UnsupportedModel."""
+    """Open a file of a format that mlc reads, or a folder: safetensors, else GGUF, else PyTorch's pickles.
+
+    Raises BadCheckpoint, UnsupportedModel.
+    """
     if path.is_file():
         return _open_file(path)
     if not path.is_dir():
         raise BadCheckpoint(f"{path} does not exist")
-    if (path / SINGLE).is_file() or (path / INDEX).is_file():
-        return Safetensors.open(path)
+    if SAFETENSORS.found_in(path):
+        return Shards.open(path, SAFETENSORS)
     found = sorted(p.name for p in path.iterdir())
     if ggufs := [name for name in found if name.endswith(".gguf")]:
         if len(ggufs) == 1:
             return GgufModel(path / ggufs[0])
         raise BadCheckpoint(f"{path} has several GGUF files; name one of {listed(ggufs)}")
-    if pickles := [name for name in found if name.endswith((".bin", ".pt", ".pth"))]:
+    if PYTORCH.found_in(path):
+        return Shards.open(path, PYTORCH)
+    if pickles := [name for name in found if name.endswith(_PICKLES)]:
         raise UnsupportedModel(
-            f"{path} has its weights in {listed(pickles)}, and reading such a file can run code; convert it to "
-            "safetensors once: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) in transformers"
+            f"{path} has its weights in {listed(pickles)}; of PyTorch's files, mlc reads those that transformers "
+            f"writes: {PYTORCH.single}, or {PYTORCH.index} and its shards. Rename it, or {CONVERT}"
         )
-    raise BadCheckpoint(
-        f"{path} has no weights: expected {SINGLE}, {INDEX} or a .gguf file, found {listed(found) or 'nothing'}"
-    )
+    expected = f"{SAFETENSORS.single}, {SAFETENSORS.index}, a .gguf file, {PYTORCH.single} or {PYTORCH.index}"
+    raise BadCheckpoint(f"{path} has no weights: expected {expected}, found {listed(found) or 'nothing'}")
 
 
 def _open_file(path: Path) -> Checkpoint:
@@ -43,8 +52,10 @@ def _open_file(path: Path) -> Checkpoint:
     if magic == b"GGUF" or path.suffix == ".gguf":
         return GgufModel(path)
     if path.suffix == ".safetensors":
-        return Safetensors.open(path)
-    raise BadCheckpoint(f"{path} is no checkpoint; expected a folder, a .gguf file or a .safetensors file")
+        return Shards.open(path, SAFETENSORS)
+    if path.suffix in _PICKLES:
+        return Shards.open(path, PYTORCH)
+    raise BadCheckpoint(f"{path} is no checkpoint; expected a folder, or a .gguf, .safetensors or .bin file")
 
 
 def check(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]], optional: Collection[str] = ()) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mlc.errors import InputError
 
-# no weights but safetensors: other formats run code when they are read
-_WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.txt"]
+_TEXTS = ["*.json", "*.jinja", "tokenizer*", "*.txt"]
+_WEIGHTS = ["*.safetensors", "pytorch_model*.bin"]  # the second where a model lacks the first
 _UNWANTED = ["*/*", "consolidated*"]  # the same weights in another layout
 
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(:(?P<file>[\w./ -]+\.gguf))?")
@@ -40,15 +40,17 @@ def _download(repo: str, file: str | None) -> Path:
     try:
         if file:
             return Path(str(hf_hub_download(repo, file)))
-        folder = Path(str(snapshot_download(repo, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)))
+        for weights in _WEIGHTS:
+            wanted = [*_TEXTS, weights]
+            folder = Path(str(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=_UNWANTED)))
+            if any(folder.glob(weights)):
+                return folder
     except Exception as error:  # the client lets errors of its HTTP library and of the system through
         raise InputError(_reason(name, repo, error)) from error
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(
-            f"{repo} has no safetensors files on the hub; if it has a GGUF file, name it: {repo}:FILE.gguf "
-            f"(see https://huggingface.co/{repo}/tree/main)"
-        )
-    return folder
+    raise InputError(
+        f"{repo} has neither safetensors files nor a pytorch_model.bin on the hub; if it has a GGUF file, name it: "
+        f"{repo}:FILE.gguf (see https://huggingface.co/{repo}/tree/main)"
+    )
 
 
 def _reason(name: str, repo: str, error: Exception) -> str:

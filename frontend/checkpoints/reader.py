@@ -101,14 +101,24 @@ class MappedFile:
             return copy.reshape(shape)
         return np.frombuffer(self.data, dtype, count, offset).reshape(shape)
 
-    def rows(self, info: TensorInfo, offset: int, start: int, stop: int) -> Array:
-        """Rows of the tensor that begins at `offset`."""
+    def rows(
+        self, info: TensorInfo, offset: int, start: int, stop: int, strides: tuple[int, ...] | None = None
+    ) -> Array:
+        """Rows of the tensor whose first element is at byte `offset`; `strides` in elements, None: contiguous."""
         dtype = DTYPES[info.dtype]
         check_rows(info, start, stop)
-        if not info.shape:
-            return self.array(dtype, offset, ())
-        row = count_elements(info.shape[1:]) * dtype.itemsize
-        return self.array(dtype, offset + start * row, (stop - start, *info.shape[1:]))
+        shape = (stop - start, *info.shape[1:]) if info.shape else ()
+        if strides is None or not count_elements(shape):
+            row = count_elements(info.shape[1:]) * dtype.itemsize
+            return self.array(dtype, offset + start * row, shape)
+        begin = offset + start * strides[0] * dtype.itemsize
+        flat = self.array(dtype, begin, (span(shape, strides),))
+        return np.lib.stride_tricks.as_strided(flat, shape, [s * dtype.itemsize for s in strides], writeable=False)
+
+
+def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to the last of a tensor that has any."""
+    return 1 + sum((dim - 1) * stride for dim, stride in zip(shape, strides, strict=True))
 
 
 def check_rows(info: TensorInfo, start: int, stop: int) -> None:

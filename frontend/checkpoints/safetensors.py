@@ -8,95 +8,37 @@ size of the file.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from mlc.errors import BadCheckpoint, BadConfig, UnsupportedModel
+from mlc.errors import BadCheckpoint, UnsupportedModel
 
-from ..config import read_config
-from .reader import DTYPES, Array, MappedFile, TensorInfo, check_overlap, check_shape, count_elements, listed
+from .reader import DTYPES, MappedFile, TensorInfo, check_overlap, check_shape, count_elements
+from .shards import Contents, FileFormat, Place
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 MAX_HEADER = 100_000_000  # bytes, the limit of the format's own library
 
 _NAMES = {name.upper(): name for name in DTYPES}  # F32 -> f32
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a tensor's data lies."""
-
-    file: MappedFile
-    offset: int  # bytes from the start of the file
-
-
-class Safetensors:
-    """A checkpoint of one or more safetensors files, opened from a folder or from a single file."""
-
-    def __init__(self, path: Path, files: Mapping[str, Path]) -> None:
-        """`files` by the name that messages call them. Use `Safetensors.open`."""
-        self.path = path
-        self._infos: dict[str, TensorInfo] = {}
-        self._places: dict[str, _Place] = {}
-        self._metadata: dict[str, str] = {}
-        self.contents: dict[str, frozenset[str]] = {}  # tensors by file
-        for name, file in files.items():
-            self.contents[name] = self._read(MappedFile(file))
-
-    @staticmethod
-    def open(path: Path) -> Safetensors:
-        """Open `path`, a folder or a .safetensors file. Raises BadCheckpoint, UnsupportedModel."""
-        if path.is_file():
-            return Safetensors(path, {path.name: path})
-        if (path / SINGLE).is_file():
-            return Safetensors(path, {SINGLE: path / SINGLE})
-        return _open_sharded(path)
-
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        return self._infos
-
-    def rows(self, name: str, start: int, stop: int) -> Array:
-        place = self._places[name]
-        return place.file.rows(self._infos[name], place.offset, start, stop)
-
-    def decoded(self, name: str, start: int, stop: int) -> tuple[Array, Array, Array | None]:
-        raise AssertionError(f"{name} is not quantized: safetensors has no block formats")
-
-    def release(self) -> None:
-        for file in {id(place.file): place.file for place in self._places.values()}.values():
-            file.release()
-
-    def metadata(self) -> Mapping[str, Any]:
-        return self._metadata
-
-    def config(self) -> dict[str, Any]:
-        return read_config((self.path.parent if self.path.is_file() else self.path) / "config.json")
-
-    def _read(self, file: MappedFile) -> frozenset[str]:
-        """Add the tensors of `file`; returns their names."""
-        start, header = _header(file)
-        metadata = header.pop("__metadata__", {})
-        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-            raise BadCheckpoint(f"{file.path}: __metadata__ must map names to strings; the file is damaged")
-        self._metadata.update(metadata)
-        extents = []
-        for name, entry in header.items():
-            info, begin, end = _entry(file, name, entry, file.size - start)
-            if name in self._infos:
-                raise BadCheckpoint(f"{file.path}: the tensor {name!r} is in an earlier shard too")
-            self._infos[name], self._places[name] = info, _Place(file, start + begin)
-            extents.append((begin, end, name))
-        check_overlap(str(file.path), extents)
-        used = sum(end - begin for begin, end, _ in extents)
-        if used != file.size - start:
-            raise BadCheckpoint(
-                f"{file.path} holds {file.size - start} bytes of data, its tensors take {used}; "
-                "the file is truncated or damaged: download it again"
-            )
-        return frozenset(header)
+def _read(file: MappedFile) -> Contents:
+    start, header = _header(file)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise BadCheckpoint(f"{file.path}: __metadata__ must map names to strings; the file is damaged")
+    tensors = {}
+    extents = []
+    for name, entry in header.items():
+        info, begin, end = _entry(file, name, entry, file.size - start)
+        tensors[name] = info, Place(file, start + begin)
+        extents.append((begin, end, name))
+    check_overlap(str(file.path), extents)
+    used = sum(end - begin for begin, end, _ in extents)
+    if used != file.size - start:
+        raise BadCheckpoint(
+            f"{file.path} holds {file.size - start} bytes of data, its tensors take {used}; "
+            "the file is truncated or damaged: download it again"
+        )
+    return Contents(tensors, metadata)
 
 
 def _header(file: MappedFile) -> tuple[int, dict[str, Any]]:
@@ -157,30 +99,4 @@ def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in value)
 
 
-def _open_sharded(folder: Path) -> Safetensors:
-    try:
-        index = read_config(folder / INDEX)
-    except BadConfig as error:
-        raise BadCheckpoint(str(error)) from None
-    shards = index.get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(isinstance(v, str) for v in shards.values()):
-        raise BadCheckpoint(f"{folder / INDEX}: weight_map must map tensor names to file names")
-    files = {name: folder / name for name in sorted(set(shards.values()))}
-    for name, file in files.items():
-        if not _plain(name):
-            raise BadCheckpoint(f"{folder / INDEX} names the shard {name[:80]!r}; a shard is a plain file name")
-        if not file.is_file():
-            raise BadCheckpoint(f"{folder} lacks the shard {name}; download it again")
-    checkpoint = Safetensors(folder, files)
-    for name, present in checkpoint.contents.items():
-        promised = {tensor for tensor, shard in shards.items() if shard == name}
-        if absent := sorted(promised - present):
-            raise BadCheckpoint(f"{folder / INDEX} says that {name} holds {listed(absent)}; it does not")
-        if unknown := sorted(present - promised):
-            raise BadCheckpoint(f"{folder / name} holds {listed(unknown)}, which {INDEX} does not know of")
-    return checkpoint
-
-
-def _plain(name: str) -> bool:
-    """Whether `name` is a file name that stays inside its folder."""
-    return name.endswith(".safetensors") and not name.startswith(".") and not set(name) & set("/\\:\0")
+SAFETENSORS = FileFormat("model.safetensors", _read)

@@ -10,7 +10,7 @@ import typer
 from mlc.errors import BadConfig
 
 from . import output
-from .options import Json, MaxContext, Model, Quant, Target, Threads
+from .options import Json, KvType, MaxContext, Model, Quant, Target, Threads
 
 _METHOD, _PEER = "Measuring", "Comparing"
 
@@ -110,6 +110,7 @@ def bench(
     ] = None,
     quant: Quant = "none",
     target: Target = "host",
+    kv_type: KvType = "auto",
     threads: Threads = None,
     max_context: MaxContext = None,
     json: Json = False,
@@ -140,7 +141,7 @@ def bench(
         subject = Subject(depths[0], streams=many[0])
         if prompt_len is not None:
             subject = Subject(0 if depth is None else depths[0], rows=_numbers("--prompt-len", prompt_len)[0])
-        folder = artifact(model, quant, target)
+        folder = artifact(model, quant, target, kv_type)
         show_profile(folder, subject, threads=threads, max_context=max_context, limits=limits, json=json)
         return
     from mlc.tools.plot import svg
@@ -153,7 +154,7 @@ def bench(
         _numbers("--prompt-len", prompt_len or "512"), _numbers("--gen-len", gen_len), depths, many, or_none=start
     )
     rival = peer(vs, vs_model, vs_python, vs_threads, vs_set or []) if vs else None
-    folder = artifact(model, quant, target)
+    folder = artifact(model, quant, target, kv_type)
     report = run(Plan(folder, threads, rival, todo, max_context, iterations, warmup, limits, busy, start))
     show(report, json=json)
     if plot is not None:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from mlc.backends.artifact import read_manifest
-from mlc.backends.module import LanguageModel, open_module, usable_cores
+from mlc.backends.load import usable_cores
+from mlc.backends.module import LanguageModel, open_module
 from mlc.errors import BadConfig
 from mlc.runtime.batch import Batch
 from mlc.tools.limits import Limits

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlc.backends.artifact import read_manifest, read_program
-from mlc.backends.module import usable_cores
+from mlc.backends.load import usable_cores
 from mlc.errors import BadConfig
 from mlc.tools.bench import START_CONTEXT, Case, Result, Start, check, measure, measure_starts
 from mlc.tools.limits import Limits, Measured, Work, work

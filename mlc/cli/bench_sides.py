@@ -57,7 +57,7 @@ def limits_side(threads: int) -> Participant:
 
 def peer(name: str, model: str | None, python: str | None, threads: int | None, settings: Sequence[str]) -> Participant:
     """The engine `name`, from what the user said of it. Raises BadConfig, InputError."""
-    from mlc.backends.module import usable_cores
+    from mlc.backends.load import usable_cores
 
     command = peer_command(name, python)
     if model is None:

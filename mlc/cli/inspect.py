@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -133,6 +132,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("model", f"{manifest.name} ({manifest.model_type})"),
         ("parameters", output.quantity(manifest.parameters)),
         ("weights", manifest.quantization),
+        ("KV cache", manifest.kv_type),
         ("context", f"{manifest.context} tokens"),
         ("vocabulary", f"{manifest.vocab} tokens"),
         ("target", f"{target.name} ({target.architecture}: {', '.join(target.features) or 'baseline'})"),
@@ -237,14 +237,13 @@ def _print_diff(lines: Iterable[str]) -> bool:
 def doctor(json: Json = False) -> None:
     """Check whether everything mlc needs is here and works. Exits with 1 where something is wrong."""
     from mlc.tools import doctor as checks
-    from mlc.tools.machine import machine
 
     found = [checks.Check("mlc", _mlc_version()), *checks.software()]
     with output.phases("testing tvm ...") as progress:
         progress("tvm self-test", 0)
         found.append(checks.tvm_works())
         found.append(_target(broken=found[-1].status == "fail"))
-    found += [*checks.hardware(machine(_usable_cores())), checks.compiler(), *_folders()]
+    found += [*_hardware(), checks.compiler(), *_folders()]
     if json:
         output.print_json({"healthy": checks.healthy(found), "checks": [c.as_dict() for c in found]})
     else:
@@ -259,12 +258,14 @@ def _mlc_version() -> str:
     return f"{__version__} at {Path(__file__).resolve().parents[1]}"
 
 
-def _usable_cores() -> int:
-    try:
-        from mlc.backends.module import usable_cores
-    except ImportError:
-        return os.cpu_count() or 1
-    return usable_cores()
+def _hardware() -> list[Check]:
+    from mlc.backends.load import measure_foreign_load, quota, threads_beside, usable_cores
+    from mlc.tools import doctor as checks
+    from mlc.tools.machine import machine
+
+    usable, foreign = usable_cores(), measure_foreign_load()
+    chosen = usable if foreign is None else threads_beside(foreign, usable)
+    return [*checks.hardware(machine(usable)), *checks.threads(usable, quota(), foreign, chosen)]
 
 
 def _target(*, broken: bool) -> Check:

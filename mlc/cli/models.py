@@ -13,7 +13,7 @@ import typer
 from mlc.errors import BadConfig, InputError
 
 from . import output
-from .options import MaxContext, MaxSequences, MaxTokens, Model, Quant, Source, Target, Threads
+from .options import KvType, MaxContext, MaxSequences, MaxTokens, Model, Quant, Source, Target, Threads
 
 if TYPE_CHECKING:
     from .chat import Conversation
@@ -36,6 +36,7 @@ def compile_model(
     ] = ...,  # type: ignore[assignment]
     quant: Quant = "none",
     target: Target = "host",
+    kv_type: KvType = "auto",
     max_tokens: MaxTokens = 512,
     max_sequences: MaxSequences = 64,
 ) -> None:
@@ -52,7 +53,7 @@ def compile_model(
 
     from .source import is_artifact
 
-    options = Options(quant=quant, target=target, max_tokens=max_tokens, max_sequences=max_sequences)
+    options = Options(quant=quant, target=target, kv_type=kv_type, max_tokens=max_tokens, max_sequences=max_sequences)
     options.check()
     path, name = locate(model)
     if is_artifact(path):
@@ -99,6 +100,7 @@ def run(
     ] = None,
     quant: Quant = "none",
     target: Target = "host",
+    kv_type: KvType = "auto",
     threads: Threads = None,
     max_context: MaxContext = None,
     verbose: Annotated[
@@ -125,7 +127,7 @@ def run(
     question = _question(text)
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     given["max_tokens"] = max_tokens
-    folder = artifact(model, quant, target)
+    folder = artifact(model, quant, target, kv_type)
     prompts = load_prompts(folder)
     chat = prompts.template is not None
     if system and not chat:

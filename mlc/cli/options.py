@@ -35,6 +35,15 @@ Quant: TypeAlias = Annotated[
         autocompletion=lambda: ["none", "q8", "q8a", "q4", "q4a"],
     ),
 ]
+KvType: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--kv-type",
+        help="Number format of the KV cache: f32, f16, q8 (bytes with scales); auto: f32 if all weights are, else f16.",
+        rich_help_panel=_COMPILE,
+        autocompletion=lambda: ["auto", "f32", "f16", "q8"],
+    ),
+]
 Target: TypeAlias = Annotated[
     str,
     typer.Option(
@@ -54,7 +63,7 @@ Threads: TypeAlias = Annotated[
     typer.Option(
         "--threads",
         min=1,
-        help="Threads of the engine. Default: the cores.",
+        help="Threads of the engine. Default: the cores that others leave free.",
         show_default=False,
         rich_help_panel=_ENGINE,
     ),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import MaxContext, Model, Quant, Target, Threads
+from .options import KvType, MaxContext, Model, Quant, Target, Threads
 
 _SERVER, _LIMITS = "Server", "Limits"
 
@@ -37,6 +37,7 @@ def serve(
     ] = None,
     quant: Quant = "none",
     target: Target = "host",
+    kv_type: KvType = "auto",
     threads: Threads = None,
     max_context: MaxContext = None,
     kv_tokens: Annotated[
@@ -87,7 +88,7 @@ def serve(
     logging.getLogger("sanic.error").setLevel(logging.ERROR)  # it warns of running in production
     if log:
         logging.getLogger("mlc.access").setLevel(logging.INFO)
-    serve_artifact(artifact(model, quant, target), settings, announce=_announce)
+    serve_artifact(artifact(model, quant, target, kv_type), settings, announce=_announce)
 
 
 def _announce(text: str) -> None:

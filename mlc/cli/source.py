@@ -37,15 +37,17 @@ def is_artifact(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def artifact(subject: str | None, quant: str, target: str) -> Path:
+def artifact(subject: str | None, quant: str, target: str, kv_type: str = "auto") -> Path:
     """The folder of the compiled model, compiled now if need be. Raises MlcError."""
     from mlc.cache import prepare
     from mlc.options import Options
 
-    if subject is not None and is_artifact(Path(subject)) and (quant, target) != ("none", "host"):
-        raise BadConfig(f"{subject} is compiled, so --quant and --target come too late; give the checkpoint instead")
+    if subject is not None and is_artifact(Path(subject)) and Options(quant, target, kv_type) != Options():
+        raise BadConfig(
+            f"{subject} is compiled, so --quant, --target and --kv-type come too late; give the checkpoint instead"
+        )
     with output.phases(f"compiling {subject or 'the bundled model'}") as progress:
-        return prepare(subject, Options(quant=quant, target=target), progress, output.note)
+        return prepare(subject, Options(quant, target, kv_type), progress, output.note)
 
 
 def graph(subject: str | None, stage: Stage | None, quant: str, target: str) -> tuple[Graph, str]:

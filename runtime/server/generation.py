@@ -145,7 +145,8 @@ async def _timed(service: Service, stream: Stream, event: asyncio.Event, started
         for index, output in pieces:
             if output.tokens:
                 if index in latest:
-                    metrics.between_tokens.observe(now - latest[index])
+                    for _ in output.tokens:
+                        metrics.between_tokens.observe((now - latest[index]) / len(output.tokens))
                 latest[index] = now
         yield pieces
     metrics.whole.observe(monotonic() - started)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickletools
 import random
 import struct
 import time
 import tracemalloc
+import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ import gguf
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 from mlc.errors import InputError
 from mlc.frontend.checkpoints.folder import open_checkpoint
@@ -121,8 +126,22 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-def test_the_undamaged_files_open(tmp_path: Path, safetensors_file: bytes, gguf_file: bytes) -> None:
-    for name, content in (("model.safetensors", safetensors_file), ("m.gguf", gguf_file)):
+@pytest.fixture(scope="module")
+def pytorch_file() -> bytes:
+    torch.manual_seed(0)
+    base = torch.randn(4, 6)
+    state = OrderedDict({f"layer.{i}.w": torch.randn(4, 6) for i in range(3)}, tied=base, view=base.t()[1:3])
+    state |= {"i": torch.arange(5), "h": torch.ones(2, 2, 2).half(), "parameter": torch.nn.Parameter(torch.ones(2))}
+    stream = io.BytesIO()
+    torch.save({"state_dict": state, "epoch": 3}, stream)
+    return stream.getvalue()
+
+
+def test_the_undamaged_files_open(
+    tmp_path: Path, safetensors_file: bytes, gguf_file: bytes, pytorch_file: bytes
+) -> None:
+    files = {"model.safetensors": safetensors_file, "m.gguf": gguf_file, "pytorch_model.bin": pytorch_file}
+    for name, content in files.items():
         (tmp_path / name).write_bytes(content)
         use(open_checkpoint(tmp_path / name))
 
@@ -187,3 +206,49 @@ def test_every_truncation_of_a_gguf_header_is_refused(tmp_path: Path, gguf_file:
     files = (gguf_file[:size] for size in range(0, len(gguf_file) - 32, 3))
     opened, _ = survive(files, tmp_path / "m.gguf", lambda: open_checkpoint(tmp_path / "m.gguf"))
     assert opened == 0
+
+
+def test_damaged_pytorch_archives(tmp_path: Path, pytorch_file: bytes) -> None:
+    rng = random.Random(5)
+    files = (damage(rng, pytorch_file, len(pytorch_file)) for _ in range(COUNT))
+    opened, refused = survive(files, tmp_path / "pytorch_model.bin", lambda: open_checkpoint(tmp_path))
+    assert opened > COUNT // 20 and refused > COUNT // 4
+
+
+def with_pickle(pytorch_file: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """The archive with another data.pkl, everything else as it was."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(pytorch_file)) as old, zipfile.ZipFile(stream, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, change(content) if name.endswith("/data.pkl") else content)
+    return stream.getvalue()
+
+
+def test_damaged_pickles(tmp_path: Path, pytorch_file: bytes) -> None:
+    rng = random.Random(6)
+    files = (with_pickle(pytorch_file, lambda good: damage(rng, good, len(good))) for _ in range(COUNT // 2))
+    opened, refused = survive(files, tmp_path / "pytorch_model.bin", lambda: open_checkpoint(tmp_path))
+    assert opened > COUNT // 200 and refused > COUNT // 4
+
+
+def test_pickles_whose_operations_are_shuffled(tmp_path: Path, pytorch_file: bytes) -> None:
+    """Each operation is whole, so that the machine gets further than where bytes are damaged."""
+    rng = random.Random(7)
+    with zipfile.ZipFile(io.BytesIO(pytorch_file)) as archive:
+        good = archive.read("archive/data.pkl")
+    starts = [at for _, _, at in pickletools.genops(good) if at is not None]
+    whole = [good[a:b] for a, b in zip(starts, [*starts[1:], len(good)], strict=True)]
+    bare = [op.code.encode("latin-1") for op in pickletools.opcodes if op.arg is None]
+
+    def shuffled(content: bytes) -> bytes:
+        assert content == good
+        operations = list(whole)
+        for _ in range(rng.choice([1, 2, 5, 20])):
+            at, size = rng.randrange(len(operations)), rng.choice([0, 1, 1, 3])
+            operations[at : at + size] = [rng.choice(rng.choice([whole, bare])) for _ in range(rng.randrange(3))]
+        return b"".join(operations)
+
+    files = (with_pickle(pytorch_file, shuffled) for _ in range(COUNT // 2))
+    opened, refused = survive(files, tmp_path / "pytorch_model.bin", lambda: open_checkpoint(tmp_path))
+    assert opened > COUNT // 200 and refused > COUNT // 4

@@ -52,7 +52,7 @@ def test_one_gguf_file_of_a_cached_hub_model_is_found_offline() -> None:
     assert resolve("maker/ggufs:small-Q4_0.gguf").read_bytes() == b"GGUF"
 
 
-def test_a_hub_model_without_safetensors_says_how_to_name_its_gguf_file() -> None:
+def test_a_hub_model_without_weights_that_mlc_reads_says_how_to_name_its_gguf_file() -> None:
     with pytest.raises(InputError, match=r"maker/ggufs:FILE\.gguf"):
         resolve("maker/ggufs")
 
@@ -104,15 +104,23 @@ def test_what_the_hub_answers_becomes_advice(monkeypatch: pytest.MonkeyPatch) ->
         resolve("maker/model")
 
 
-def test_pickles_are_never_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    wanted = ["config.json", "model.safetensors", "chat_template.jinja", "tokenizer.model", "merges.txt"]
-    unwanted = ["pytorch_model.bin", "a.pt", "original/params.json", "consolidated.safetensors"]
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model-00001-of-00002.bin"])
+def test_pickles_are_asked_for_only_where_there_is_no_safetensors(
+    weights: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    texts = ["config.json", "chat_template.jinja", "tokenizer.model", "merges.txt"]
+    unwanted = ["a.pt", "training_args.bin", "original/params.json", "consolidated.safetensors"]
+    asked: list[str] = []
 
     def snapshot(repo: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        asked = filter_repo_objects(wanted + unwanted, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
-        assert list(asked) == wanted
-        (tmp_path / "model.safetensors").write_bytes(b"")
+        every = [*texts, weights, *unwanted]
+        found = list(filter_repo_objects(every, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        asked.extend(allow_patterns)
+        for name in found:
+            (tmp_path / name).write_bytes(b"")
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert resolve("maker/model") == tmp_path
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == sorted([*texts, weights])
+    assert any(pattern.endswith(".bin") for pattern in asked) == weights.endswith(".bin")

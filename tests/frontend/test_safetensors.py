@@ -14,7 +14,9 @@ import torch
 
 from mlc.errors import BadCheckpoint, UnsupportedModel
 from mlc.frontend.checkpoints.folder import check, open_checkpoint
-from mlc.frontend.checkpoints.safetensors import INDEX, SINGLE
+from mlc.frontend.checkpoints.safetensors import SAFETENSORS
+
+SINGLE, INDEX = SAFETENSORS.single, SAFETENSORS.index
 
 
 def write(path: Path, header: Any, data: bytes = b"") -> Path:
@@ -185,8 +187,8 @@ def test_a_folder_without_weights_is_told_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(BadCheckpoint, match=r"found config\.json"):
         open_checkpoint(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(UnsupportedModel, match=r"pytorch_model\.bin.*save_pretrained"):
+    (tmp_path / "model.pt").write_bytes(b"PK")
+    with pytest.raises(UnsupportedModel, match=r"weights in model\.pt; .*pytorch_model\.bin.*save_pretrained"):
         open_checkpoint(tmp_path)
     with pytest.raises(BadCheckpoint, match="does not exist"):
         open_checkpoint(tmp_path / "nothing")

@@ -1,8 +1,9 @@
-"""Small random checkpoints made by transformers, and the same compiled: oracle and accused of every model test."""
+"""Small checkpoints, random ones by transformers and a trained one by others, and the same compiled."""
 
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mlc.backends.module import LanguageModel, open_module
 from mlc.compile import compile_model
+from mlc.frontend.checkpoints import gguf_tokenizer
+from mlc.frontend.checkpoints.folder import open_checkpoint
 from mlc.options import Options
-from mlc.runtime.batch import BatchBuilder
 from mlc.runtime.engine import Engine
 from mlc.runtime.request import Request
 from mlc.runtime.sampling import SamplingParams
 from mlc.runtime.settings import EngineSettings
+from mlc.tools.perplexity import Step
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -123,6 +127,68 @@ def write_tokenizer(folder: Path, vocab: int) -> None:
 
 
 @pytest.fixture(scope="session")
+def stories_folder(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stories260K model, trained by the author of llama2.c, as a float32 safetensors folder."""
+    folder = tmp_path_factory.mktemp("stories")
+    config, tensors = read_llama2c(assets / "stories260k" / "checkpoint_legacy.bin")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    gguf = open_checkpoint(assets / "stories260k" / "stories260K-f32.gguf")
+    gguf_tokenizer.write_tokenizer(gguf.metadata(), folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def read_llama2c(path: Path) -> tuple[dict[str, object], dict[str, np.ndarray]]:
+    """config.json and tensors, by Hugging Face names, of a file in llama2.c's first format."""
+    raw = path.read_bytes()
+    dim, hidden, layers, heads, kv_heads, vocab, context = struct.unpack("<7i", raw[:28])
+    data = np.frombuffer(raw, np.float32, offset=28)
+    used = 0
+
+    def take(*shape: int) -> np.ndarray:
+        nonlocal used
+        used += int(np.prod(shape))
+        return data[used - int(np.prod(shape)) : used].reshape(shape)
+
+    def half_split(w: np.ndarray, count: int) -> np.ndarray:
+        """Rows of q or k from adjacent pairs to halves."""
+        rows, columns = w.shape
+        return w.reshape(count, rows // count // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+    d = dim // heads
+    tensors = {"model.embed_tokens.weight": take(vocab, dim)}
+    parts = {
+        "input_layernorm": take(layers, dim),
+        "self_attn.q_proj": take(layers, dim, dim),
+        "self_attn.k_proj": take(layers, kv_heads * d, dim),
+        "self_attn.v_proj": take(layers, kv_heads * d, dim),
+        "self_attn.o_proj": take(layers, dim, dim),
+        "post_attention_layernorm": take(layers, dim),
+        "mlp.gate_proj": take(layers, hidden, dim),
+        "mlp.down_proj": take(layers, dim, hidden),
+        "mlp.up_proj": take(layers, hidden, dim),
+    }
+    tensors["model.norm.weight"] = take(dim)
+    for name, stack in parts.items():
+        for i, w in enumerate(stack):
+            heads_of = {"self_attn.q_proj": heads, "self_attn.k_proj": kv_heads}.get(name)
+            tensors[f"model.layers.{i}.{name}.weight"] = w if heads_of is None else half_split(w, heads_of)
+    config = {
+        "model_type": "llama",
+        "hidden_size": dim,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "max_position_embeddings": context,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+    }
+    return config, {name: np.ascontiguousarray(w) for name, w in tensors.items()}
+
+
+@pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """compiled(folder, **options): the artifact of a checkpoint, compiled in this process, once."""
     made: dict[Any, Path] = {}
@@ -143,48 +209,19 @@ class Runner:
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
-        per_sequence = -(-model.max_context // model.page_size)
-        self.builder = BatchBuilder(
-            page_size=model.page_size,
-            max_tokens=model.max_tokens,
-            max_sequences=model.max_sequences,
-            pages_per_sequence=per_sequence,
-        )
 
     def logits(self, tokens: Sequence[int], chunk: int) -> Array:
         """f32[tokens, vocab]: every row's logits, the prompt run in chunks."""
-        from mlc.backends.module import Batch
-
-        page, count = self.model.page_size, len(tokens)
-        order = np.random.default_rng(3).permutation(self.model.pages)[: -(-count // page)].astype(np.int32)
+        page, count, most = self.model.page_size, len(tokens), self.model.max_sequences
+        pages = np.random.default_rng(3).permutation(self.model.pages)[: -(-count // page)].astype(np.int32)
+        ids = np.array(tokens, np.int32)
         rows: list[Array] = []
         for start in range(0, count, chunk):
             stop = min(count, start + chunk)
-            positions = np.arange(start, stop, dtype=np.int32)
-            wanted = np.arange(stop - start, dtype=np.int32)
-            for first in range(0, len(wanted), self.model.max_sequences):
-                batch: Batch = _Step(
-                    tokens=np.array(tokens[start:stop], np.int32),
-                    positions=positions,
-                    slots=order[positions // page] * page + positions % page,
-                    starts=np.array([0, stop - start], np.int32),
-                    lengths=np.array([stop], np.int32),
-                    tables=order[None, :],
-                    rows=wanted[first : first + self.model.max_sequences],
-                )
-                rows.append(self.model.run(batch).copy())
+            for first in range(0, stop - start, most):
+                wanted = np.arange(first, min(stop - start, first + most), dtype=np.int32)
+                rows.append(self.model.run(Step.of(ids, start, stop, pages, page, wanted)).copy())
         return np.concatenate(rows)
-
-
-@dataclass(frozen=True)
-class _Step:
-    tokens: Array
-    positions: Array
-    slots: Array
-    starts: Array
-    lengths: Array
-    tables: Array
-    rows: Array
 
 
 @pytest.fixture(scope="session")
@@ -213,6 +250,11 @@ class _NoText:
 
     def flush(self) -> str:
         return ""
+
+
+@pytest.fixture(scope="session")
+def no_text() -> _NoText:
+    return _NoText()
 
 
 @pytest.fixture(scope="session")

@@ -73,10 +73,16 @@ def test_threads_do_not_change_a_bit(threads, checkpoint, compiled, runner):
     assert runner(artifact, threads=threads).logits(LONG, 40).tobytes() == runner(artifact).logits(LONG, 40).tobytes()
 
 
+def test_mapped_weights_give_the_same_bits_as_copied_ones(checkpoint, compiled, runner):
+    artifact = compiled(checkpoint("llama").folder, quant="q4")
+    mapped, copied = (runner(artifact, mapped=choice).logits(LONG, 40) for choice in (True, False))
+    assert mapped.tobytes() == copied.tobytes()
+
+
 def test_the_flat_list_gives_the_same_bits_as_the_step_program(checkpoint, compiled, runner):
     one, other = (runner(compiled(checkpoint("llama").folder)) for _ in range(2))
     executor = other.model.executor
-    executor.step = lambda symbols: executor.step_flat(symbols, lambda i: None)
+    executor.step = lambda symbols, first, end: executor.step_flat(symbols, lambda i: None)
     assert other.logits(LONG, 50).tobytes() == one.logits(LONG, 50).tobytes()
 
 

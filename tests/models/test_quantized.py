@@ -12,15 +12,15 @@ from mlc.options import Options
 TOKENS = [(i * 37 + i * i) % 211 for i in range(40)]
 
 
-def reference_logits(folder, quant: str) -> np.ndarray:
+def reference_logits(folder, quant: str, kv_type: str = "f32") -> np.ndarray:
     """f32[tokens, vocab] of the quantized graph, packing left out: it moves bytes, not numbers."""
-    model = read_model(folder, "model")
+    model = read_model(folder, "model", kv_type)
     graph = stages(model, Options(quant=quant), lambda t: "")["packed"]
     c, n = model.config, len(TOKENS)
-    layers = empty_layers(layers=c.layers, pages=1, page_size=n, kv_heads=c.kv_heads, d=c.head_dim, dtype="f32")
+    layers = empty_layers(layers=c.layers, pages=1, page_size=n, kv_heads=c.kv_heads, d=c.head_dim, dtype=kv_type)
     order = np.arange(n, dtype=np.int32)
     one = np.zeros(1, np.int32)
-    kv = PagedKv(layers, np.array([0, n], np.int32), np.array([n], np.int32), one[None], order)
+    kv = PagedKv(layers, np.array([0, n], np.int32), np.array([n], np.int32), one[None], order, kv_type)
     source = CheckpointSource(model.checkpoint, model.dtypes)
     rows = {name: node.output.tensor.shape[0] for name, node in graph.weights().items()}
     feeds = {"tokens": np.array(TOKENS, np.int32), "positions": order, "rows": order, "kv": kv}
@@ -35,6 +35,28 @@ def test_the_compiled_model_equals_the_reference_of_its_graph(quant, checkpoint,
     errors = np.abs(ours - reference).max(axis=1) / np.abs(reference).max()
     # Where an activation lies on a rounding boundary it may round the other way: that row is a step of 127 off.
     assert np.median(errors) < 1e-5 and errors.max() < (1e-5 if quant == "none" else 2e-2)
+
+
+@pytest.mark.parametrize(("quant", "kv_type"), [("none", "f32"), ("none", "f16"), ("none", "q8"), ("q4", "q8")])
+def test_every_kv_type_equals_the_reference_of_its_graph(quant, kv_type, checkpoint, compiled, runner):
+    folder = checkpoint("one_layer").folder
+    model = runner(compiled(folder, quant=quant, kv_type=kv_type))
+    ours, reference = model.logits(TOKENS, 40), reference_logits(folder, quant, kv_type)
+    errors = np.abs(ours - reference).max(axis=1) / np.abs(reference).max()
+    # What rounds the other way, here to half precision or to bytes, moves the rows that see it.
+    assert np.median(errors) < 1e-4 and errors.max() < 2e-2
+    for chunk in (1, 17):
+        assert model.logits(TOKENS, chunk).tobytes() == ours.tobytes()
+
+
+def test_a_smaller_kv_type_takes_less_memory_and_stays_near(checkpoint, compiled, runner):
+    case = checkpoint("qwen3")
+    models = [runner(compiled(case.folder, kv_type=kv_type)) for kv_type in ("f32", "f16", "q8")]
+    sizes = [m.model.kv_bytes for m in models]
+    assert sizes == [3 * 2 * 2 * 32 * 4, 3 * 2 * 2 * 32 * 2, 3 * 2 * 2 * (32 + 4)]
+    truth = case.logits(TOKENS)
+    errors = [float(np.abs(m.logits(TOKENS, 40) - truth).max() / np.abs(truth).max()) for m in models]
+    assert errors == sorted(errors) and errors[2] < 0.05
 
 
 @pytest.mark.parametrize("quant", ["q8", "q4"])

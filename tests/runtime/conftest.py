@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlc.backends.reference.sample import ReferenceSampling
 from mlc.runtime.batch import Batch, BatchBuilder
 from mlc.runtime.engine import Engine
 from mlc.runtime.kv import PagePool
@@ -47,7 +48,7 @@ def keys_of(tokens: NDArray[np.int32], positions: NDArray[np.int32]) -> NDArray[
     return mixed(tokens.astype(np.uint64) * np.uint64(0x10001) + positions.astype(np.uint64) + np.uint64(1))
 
 
-class HashModel:
+class HashModel(ReferenceSampling):
     """A model without weights. Its pages start as garbage; it keeps one key per slot, as a real one keeps k and v."""
 
     vocab = VOCAB
@@ -60,6 +61,7 @@ class HashModel:
         self.fails: Any = None  # called with the batch and the logits before they are returned
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
+        batch.check(self.page_size, self.pages)
         self.sizes.append(len(batch.tokens))
         self.cache[batch.slots] = keys_of(batch.tokens, batch.positions)
         logits = np.empty((len(batch.rows), VOCAB), np.float32)
@@ -70,6 +72,7 @@ class HashModel:
             logits[r] = logits_after(self.cache[slots])
         if self.fails is not None:
             self.fails(batch, logits)
+        self.logits = logits
         return logits
 
 
@@ -128,7 +131,8 @@ class Collected:
 
 
 def engine(model: HashModel | None = None, **settings: Any) -> Engine:
-    return Engine(model or HashModel(), ByteTokenizer(), EngineSettings(check=True, **settings))
+    """Each step is a call of its own, so that tests know how many there are, unless `max_steps` says otherwise."""
+    return Engine(model or HashModel(), ByteTokenizer(), EngineSettings(**{"check": True, "max_steps": 1} | settings))
 
 
 def finish(one: Engine, collected: Collected | None = None) -> Collected:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mlc.runtime.engine import Engine
 from mlc.runtime.request import Request
 from tests.runtime.conftest import (
     GREEDY,
@@ -51,6 +52,8 @@ def test_greedy_tokens_are_those_of_the_model(alone: dict[str, list[int]]) -> No
         pytest.param(lambda: engine(HashModel(20)), id="in a tiny pool, preempted"),
         pytest.param(lambda: engine(HashModel(22, page_size=3), prefix_cache=False), id="preempted, nothing shared"),
         pytest.param(lambda: engine(HashModel(page_size=1, pages=100)), id="pages of one token"),
+        pytest.param(lambda: engine(max_steps=5), id="several steps a call"),
+        pytest.param(lambda: engine(HashModel(20), max_steps=32), id="several steps a call, preempted"),
     ],
 )
 def test_the_same_request_gives_the_same_tokens_alone_and(one: Any, alone: dict[str, list[int]]) -> None:
@@ -100,6 +103,102 @@ def test_choices_share_the_pages_of_their_prompt_and_differ_by_their_random_numb
     for i in (1, 2, 3):
         usage = many.last("r", i).usage
         assert usage is not None and (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (41, 40, 12)
+
+
+@pytest.fixture
+def slow_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of the model may take as long as they like: `max_steps` alone limits them."""
+    monkeypatch.setattr("mlc.runtime.engine.CALL_SECONDS", 1e9)
+
+
+def fuzzed(seed: int, max_steps: int) -> tuple[Collected, dict[str, int], Engine]:
+    """A run of random requests, some cancelled when they have a certain number of tokens, and what was cancelled."""
+    when, collected, cancels = random.Random(seed), Collected(), dict[str, int]()
+    size = when.choice((1, 4, 7))
+    model = HashModel(when.choice((90, 200, 400)) // size, page_size=size, max_tokens=64, max_sequences=4)
+    one, left = engine(model, max_steps=max_steps, prefix_cache=when.random() < 0.7), 25
+    stems = [prompt(30, i) for i in range(2)]
+    while left or not one.idle:
+        while left and (one.idle or when.random() < 0.1):
+            left -= 1
+            rng = random.Random(seed * 100 + left)  # what is asked for does not depend on when
+            params = replace(
+                rng.choice((GREEDY, SEEDED)),
+                max_tokens=rng.randrange(1, 60),
+                stop=rng.choice(((), [chr(code) for code in rng.sample(range(32, 127), 15)] + ["é"])),
+                stop_ids=rng.choice(([], [], rng.sample(range(256), 16))),
+                repetition_penalty=rng.choice((1.0, 1.0, 1.0, 1.3)),
+                logprobs=rng.choice((None, None, None, 2)),
+            )
+            tokens = rng.choice(stems)[: rng.randrange(1, 30)] + prompt(rng.randrange(5), left)
+            name = one.submit(Request(tokens, params, n=rng.choice((1, 1, 2)), id=f"r{left}"))
+            if rng.random() < 0.2:
+                cancels[name] = rng.randrange(1, 30)
+        collected.add(one.step())
+        for name in [name for name, after in cancels.items() if after <= most_tokens(collected, name)]:
+            if not one.cancel(name):
+                del cancels[name]
+    one.check()
+    return collected, cancels, one
+
+
+def most_tokens(collected: Collected, name: str) -> int:
+    return max((len(collected.tokens(*key)) for key in collected.outputs if key[0] == name), default=0)
+
+
+@pytest.mark.usefixtures("slow_calls")
+@pytest.mark.parametrize("seed", range(12))
+def test_several_steps_in_one_call_give_what_single_steps_give(seed: int) -> None:
+    single, _, _ = fuzzed(seed, 1)
+    several, cancelled, one = fuzzed(seed, random.Random(seed).choice((2, 5, 32)))
+    assert one.statistics().pages_free == one.statistics().pages
+    compared = 0
+    for key, outputs in several.outputs.items():
+        last, alone = several.last(*key), single.outputs.get(key)
+        assert outputs and alone
+        if key[0] in cancelled or single.last(*key).finish_reason == "cancelled" or last.finish_reason == "cancelled":
+            both = list(zip(several.tokens(*key), single.tokens(*key), strict=False))
+            assert all(a == b for a, b in both)
+            continue
+        compared += 1
+        assert several.tokens(*key) == single.tokens(*key) and several.text(*key) == single.text(*key)
+        expected_last = single.last(*key)
+        assert (last.finish_reason, last.stop) == (expected_last.finish_reason, expected_last.stop)
+        assert last.usage is not None and expected_last.usage is not None
+        assert last.usage.completion_tokens == expected_last.usage.completion_tokens == len(several.tokens(*key))
+    assert compared > 10
+    assert any(len(output.tokens) > 1 for outputs in several.outputs.values() for output in outputs)
+
+
+@pytest.mark.usefixtures("slow_calls")
+def test_steps_share_a_call_while_nobody_waits_and_none_needs_us_between_them() -> None:
+    model = HashModel(max_sequences=2)
+    one = engine(model, max_steps=4)
+
+    def calls(*requests: Request) -> list[list[int]]:
+        """How many tokens each call gave to each choice that got any."""
+        for request in requests:
+            one.submit(request)
+        made = list[list[int]]()
+        while not one.idle:
+            made.append([len(output.tokens) for output in one.step()])
+        return made
+
+    assert calls(Request(prompt(9), GREEDY)) == [[1], [4], [4], [3]]
+    assert calls(Request(prompt(9), SEEDED)) == [[1], [4], [4], [3]]
+    for needy in ({"repetition_penalty": 1.1}, {"logprobs": 0}, {"logit_bias": {1: 1.0}}):
+        assert calls(Request(prompt(9), replace(GREEDY, **needy))) == [[1]] * 12
+    early = replace(GREEDY, min_tokens=6, max_tokens=12)
+    assert calls(Request(prompt(9), early)) == [[1]] * 6 + [[4], [2]]
+    assert calls(*(Request(prompt(9, i), GREEDY) for i in range(3)))[1] == [1, 1]  # the third one waits
+    stop = expected(prompt(9), 12)[6]
+    ends = replace(GREEDY, stop_ids=[stop])
+    first = expected(prompt(9), 12).index(stop)
+    sizes = list(model.sizes)
+    assert sum(map(sum, calls(Request(prompt(9), ends)))) == first + 1
+    assert len(model.sizes) - len(sizes) == first + 1  # no step was made in vain
+    statistics = one.statistics()
+    assert statistics.steps == len(model.sizes) and statistics.computed_tokens == sum(model.sizes)
 
 
 def test_requests_without_a_seed_differ() -> None:

@@ -108,7 +108,7 @@ def test_wrong_logits_of_a_broken_model_are_an_error_and_no_crash(caplog: pytest
     model = HashModel()
     one = engine(model)
     model.run = lambda batch: np.zeros((5, VOCAB), np.float32)  # type: ignore[method-assign]
-    last = run(one, Request(prompt(3), GREEDY, id="r")).last("r")
+    last = run(one, Request(prompt(3), replace(GREEDY, logprobs=0), id="r")).last("r")
     assert last.error is not None and "5 rows of logits" in last.error
 
 
@@ -180,7 +180,7 @@ def test_generate_yields_the_outputs_of_its_request_alone() -> None:
                 seen[i].append(output)
             else:
                 streams[i] = iter(())
-        if sum(len(outputs) for outputs in seen) == 36:
+        if sum(len(output.tokens) for outputs in seen for output in outputs) == 36:
             break
     finished = finish(one)
     hello = [token for output in seen[0] for token in output.tokens]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import replace
@@ -70,11 +71,23 @@ def test_no_c_compiler_is_a_note_that_names_the_way_around(monkeypatch: pytest.M
 def test_the_machine_is_described_and_what_slows_it_is_said() -> None:
     here = machine(2)
     assert here.memory > 0 and here.cpu and here.usable == 2
-    calm = replace(here, load=0.0, huge_pages="always")
+    calm = replace(here, huge_pages="always")
     assert all(c.status == "ok" for c in doctor.hardware(calm))
-    busy = {c.name: c for c in doctor.hardware(replace(here, load=64.0, huge_pages="never"))}
-    assert busy["load"].status == busy["huge pages"].status == "note"
+    busy = {c.name: c for c in doctor.hardware(replace(here, huge_pages="never"))}
+    assert busy["huge pages"].status == "note"
     assert "madvise" in busy["huge pages"].advice
+
+
+def test_threads_are_explained_by_quota_and_load() -> None:
+    calm = doctor.threads(2, math.inf, 0.1, 2)
+    assert [(c.name, c.found, c.status) for c in calm] == [
+        ("quota", "none", "ok"),
+        ("foreign load", "0.1 cores", "ok"),
+        ("threads", "2 now, 1 to 2 by load", "ok"),
+    ]
+    quota, load, _ = doctor.threads(2, 2.5, 1.0, 1)
+    assert (quota.found, load.status) == ("2.5 cores", "note") and load.advice
+    assert doctor.threads(2, math.inf, None, 2)[1].found.startswith("unknown")
 
 
 def test_the_cache_is_measured(tmp_path: Path) -> None:

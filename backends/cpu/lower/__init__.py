@@ -10,9 +10,21 @@ from mlc.ir import Tensor
 from ...layouts import layout_for
 from ..isa import Isa
 from . import attention, elementwise, moves, products, vision
-from .context import PAGE, TILE_ROWS, CpuLowering
+from .context import PAGE, SPAN, CpuLowering
+from .sampling import lower_sampling
 
-__all__ = ["PAGE", "TILE_ROWS", "CpuLowering", "attention", "elementwise", "layout_of", "moves", "products", "vision"]
+__all__ = [
+    "PAGE",
+    "SPAN",
+    "CpuLowering",
+    "attention",
+    "elementwise",
+    "layout_of",
+    "lower_sampling",
+    "moves",
+    "products",
+    "vision",
+]
 
 
 def layout_of(t: Tensor, isa: Isa) -> str:

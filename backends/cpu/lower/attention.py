@@ -7,11 +7,12 @@ from mlc.ir import ops as o
 
 from ...lowering import fixed, lowers, size_of
 from ...program import Guard, KvLayer, Ref
-from ..attention import paged_attention
-from ..kv import kv_append
+from ..attend import Partial
+from ..attention import merge_partials, paged_attention
+from ..kv import Pages, kv_append
 from ..rope import Rotation, qkv_finish, rope
 from ..rows import Rows
-from .context import MANY, PAGE, TILE_ROWS, TIR, CpuLowering, width
+from .context import MANY, PAGE, TILE, TIR, CpuLowering, width
 
 
 def _rotation_tables(x: CpuLowering, frequencies: Value) -> dict[str, Ref]:
@@ -20,7 +21,8 @@ def _rotation_tables(x: CpuLowering, frequencies: Value) -> dict[str, Ref]:
 
 
 def _pages(x: CpuLowering, layer: int, kv_heads: int, d: int) -> dict[str, Ref]:
-    x.kv_layers[layer] = KvLayer(layer, kv_heads, d)
+    pages = Pages(kv_heads, d, PAGE, TIR[x.kv_dtype])
+    x.kv_layers[layer] = KvLayer(layer, kv_heads, pages.stride * pages.item * kv_heads)
     return {"k_pages": Ref("kv", f"k.{layer}"), "v_pages": Ref("kv", f"v.{layer}")}
 
 
@@ -61,20 +63,18 @@ def _qkv_rope_append(x: CpuLowering, node: Node) -> None:
 def _attention(x: CpuLowering, node: Node) -> None:
     heads, d = (fixed(dim) for dim in node.output.tensor.shape[1:])
     kv_heads = node.integer("kv_heads")
-    pointers = {"q": x.ref(node.inputs[0]), "out": x.result(node.output)[""]}
-    pointers |= {"tables": Ref("step", "tables"), "tiles": Ref("step", "tiles")}
-    pointers |= _pages(x, node.integer("layer"), kv_heads, d)
-    sizes = {"tile_count": ("tiles",), "table_stride": ("table_stride",)}
-    for tile_rows, low, high in ((1, 1, 1), (TILE_ROWS, 2, MANY)):
+    window = node.integer("window")
+    out = x.result(node.output)[""]
+    step = {name: Ref("step", name) for name in ("tables", "members", "partials")}
+    pointers = {"q": x.ref(node.inputs[0]), "out": out, **step, **_pages(x, node.integer("layer"), kv_heads, d)}
+    x.tile_rows = min(x.tile_rows, max(1, TILE // (heads // kv_heads)))
+    for name, tile_rows in (("single_tiles", 1), ("tiles", x.tile_rows)):
         kernel = paged_attention(
-            heads,
-            kv_heads,
-            d,
-            PAGE,
-            TIR[x.kv_dtype],
-            tile_rows,
-            node.number("scale"),
-            x.isa,
-            window=node.integer("window"),
+            heads, kv_heads, d, PAGE, TIR[x.kv_dtype], tile_rows, node.number("scale"), x.isa, window=window
         )
-        x.call("attention", kernel, pointers, sizes, Guard(("tile_rows",), low, high))
+        sizes = {"tile_count": (name,), "table_stride": ("table_stride",)}
+        x.call("attention", kernel, {**pointers, "tiles": Ref("step", name)}, sizes, Guard((name,), 1, MANY))
+    merge = merge_partials(heads, d, PAGE, x.isa, window=window)
+    pointers = {"members": step["members"], "partials": step["partials"], "out": out}
+    x.call("attention", merge, pointers, {"merge_count": ("merges",)}, Guard(("merges",), 1, MANY))
+    x.partial = max(x.partial, heads * Partial.size(d) * 4)

@@ -6,13 +6,15 @@ from mlc.ir import Graph, Node, Value
 
 from ...lowering import Lowering, fixed
 from ...program import Ref, Size
+from ..attention import span_tokens
 from ..isa import Isa
 from ..kernel import Kernel
 
-PAGE = 32  # tokens of a KV page
-TILE_ROWS = 16  # rows that the attention kernel for many rows takes together
+PAGE = 64  # tokens of a KV page
+SPAN = span_tokens(PAGE)
+TILE = 48  # query vectors that the attention kernel for many rows takes together: whole register tiles
 MANY = (1 << 31) - 1
-TIR = {"f32": "float32", "f16": "float16", "bf16": "uint16", "i32": "int32"}
+TIR = {"f32": "float32", "f16": "float16", "bf16": "uint16", "i32": "int32", "q8": "int8"}
 
 
 class CpuLowering(Lowering):
@@ -21,6 +23,8 @@ class CpuLowering(Lowering):
     def __init__(self, graph: Graph, isa: Isa) -> None:
         super().__init__(graph, "cpu")
         self.isa = isa
+        self.tile_rows = TILE  # of a sequence, in one tile of attention; less where a kv head has several query heads
+        self.partial = 0  # bytes of a partial result of attention, all heads together
 
     def row_call(self, node: Node, kernel: Kernel, pointers: dict[str, Ref], rows: Size, **sizes: Size) -> None:
         """A call for a number of rows."""

@@ -18,15 +18,6 @@ Array = np.ndarray[Any, Any]
 Run = Callable[..., dict[str, Array]]
 
 
-@pytest.fixture(params=["host", "avx2"])
-def isa(request: pytest.FixtureRequest, runnable: list[Isa]) -> Isa:
-    if request.param == "host":
-        return runnable[0]
-    if ISAS[request.param] not in runnable:
-        pytest.skip(f"this machine has no {request.param}")
-    return ISAS[request.param]
-
-
 def numbers(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 

@@ -22,15 +22,6 @@ WIDTHS = (1, 7, 33, 100, 1024)
 EPS = 1e-5
 
 
-@pytest.fixture(params=["host", "avx2"])
-def isa(request: pytest.FixtureRequest, runnable: list[Isa]) -> Isa:
-    if request.param == "host":
-        return runnable[0]
-    if ISAS[request.param] not in runnable:
-        pytest.skip(f"this machine has no {request.param}")
-    return ISAS[request.param]
-
-
 def numbers(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 

@@ -51,15 +51,6 @@ ORACLES: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-@pytest.fixture(params=["host", "avx2"])
-def isa(request: pytest.FixtureRequest, runnable: list[Isa]) -> Isa:
-    if request.param == "host":
-        return runnable[0]
-    if ISAS[request.param] not in runnable:
-        pytest.skip(f"this machine has no {request.param}")
-    return ISAS[request.param]
-
-
 def numbers(*shape: int, seed: int = 0) -> Array:
     return (np.random.default_rng(seed).standard_normal(shape) * 3).astype(np.float32)
 

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from mlc.backends.reference.sample import ReferenceSampling
 from mlc.errors import BadConfig, InvalidRequest
 from mlc.runtime.batch import Batch
 from mlc.runtime.engine import Engine
@@ -32,7 +33,7 @@ LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz \xc3", np.uint8).astype(np.
 FAIL, DIE, HANG = b"\x01"[0], b"\x02"[0], b"\x03"[0]  # what they do to the model, once it has read past a 64th position
 
 
-class ToyModel:
+class ToyModel(ReferenceSampling):
     vocab = 257
     page_size = 8
     max_tokens = 256
@@ -52,6 +53,7 @@ class ToyModel:
             s = int(np.searchsorted(batch.starts, row, "right")) - 1
             length = int(batch.lengths[s])
             self.read(self._cache.reshape(-1, self.page_size)[batch.tables[s]].reshape(-1)[:length], out)
+        self.logits = logits
         return logits
 
     def read(self, text: NDArray[np.int32], out: NDArray[np.float32]) -> None:

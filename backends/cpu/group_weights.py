@@ -1,0 +1,233 @@
+"""Where the weights of a tile come from, a group at a time: as packed in memory, or unpacked into scratch before.
+
+A tile has `width` row blocks side by side. A group of k gives, for each quad (four neighbours in k) and each block, one
+vector of `lanes` rows times four bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tvm.tirx.script.builder import ir as T
+
+from mlc.ir.types import Format
+
+from .emit import bits, const, f32, let, load, prefetch, splat, store, widen
+from .isa import Isa
+from .kernel import Expr, Frame
+
+FLOATS = {"f16": "float16", "f32": "float32"}
+
+
+def zero_point(format: Format, bytes: str) -> int:
+    """What the stored integers exceed the meant ones by; `bytes` is the layout's field of that name."""
+    if format.bits == 4:
+        return 8 if format.symmetric else 0
+    if bytes == "s":
+        return 0 if format.symmetric else -128
+    return 128 if format.symmetric else 0
+
+
+class GroupWeights(Protocol):
+    """The weights of one tile.
+
+    The quads of a group come in `steps` equal parts. The numbers of a step's quads count from its first one, which is
+    `step` quads after that of the step before; with 4 bits they name a second run behind the group's half.
+    """
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+    def fetch(self, number: Expr) -> None:
+        """Ask for what will be read after group `number`."""
+
+    def quads(self, number: Expr, step: Expr) -> Iterator[tuple[int, list[Expr]]]:
+        """(number of the quad, its vector in each block)."""
+
+    def scales(self, number: Expr) -> tuple[list[Expr], list[Expr]]:
+        """(scales, offsets) of each block as float32 vectors; no offsets where they are zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeights:
+    """Weights [.., k] of `format` as `backends.layouts` packs them; `bytes` is the layout's field of that name."""
+
+    k: int
+    format: Format
+    isa: Isa
+    bytes: str
+
+    @property
+    def groups(self) -> int:
+        return self.k // self.format.group
+
+    @property
+    def nibbles(self) -> bool:
+        return self.format.bits == 4
+
+    @property
+    def stored(self) -> int:
+        """Vectors in memory to a group of a row block."""
+        return self.format.group // (8 if self.nibbles else 4)
+
+    @property
+    def step(self) -> int:
+        return min(self.stored, 4 if self.nibbles else 8)
+
+    @property
+    def steps(self) -> int:
+        return self.stored // self.step
+
+    @property
+    def zero(self) -> int:
+        return zero_point(self.format, self.bytes)
+
+    def bind(self, f: Frame, blocks: Sequence[Expr], ahead: int) -> BoundPacked:
+        """Row blocks `blocks`, fetched `ahead` bytes before they are needed; 0: as the machine does by itself."""
+        starts = [let(block.astype("int64") * self.groups) for block in blocks]
+        return BoundPacked(self, f, starts, ahead)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundPacked:
+    packed: PackedWeights
+    f: Frame
+    starts: list[Expr]  # the first group of each block
+    ahead: int
+
+    @property
+    def steps(self) -> int:
+        return self.packed.steps
+
+    @property
+    def step(self) -> int:
+        return self.packed.step
+
+    def fetch(self, number: Expr) -> None:
+        p = self.packed
+        size = p.stored * p.isa.lanes * 4  # bytes of a group
+        if self.ahead:
+            for start in self.starts:
+                for line in range(0, size, 64):
+                    prefetch(self.f["w"], (start + number) * size + (self.ahead + line))
+
+    def quads(self, number: Expr, step: Expr) -> Iterator[tuple[int, list[Expr]]]:
+        p, width = self.packed, self.packed.isa.lanes * 4
+        for j in range(p.step):
+            raw = [
+                let(load(self.f["w"], ((start + number) * p.stored + (step * p.step + j)) * width, width))
+                for start in self.starts
+            ]
+            if not p.nibbles:
+                yield j, raw
+                continue
+            mask = splat(const(15, "uint8"), width)
+            yield j, [let(v & mask) for v in raw]
+            yield p.stored + j, [let(upper_half(v, width)) for v in raw]
+
+    def scales(self, number: Expr) -> tuple[list[Expr], list[Expr]]:
+        p, f, lanes = self.packed, self.f, self.packed.isa.lanes
+        floats = FLOATS[p.format.scale]
+        at = [let((start + number) * lanes) for start in self.starts]
+        scales = [let(widen(load(f["w_scale"], i, lanes), floats, lanes)) for i in at]
+        if p.format.symmetric and not p.zero:
+            return scales, []
+        offsets = [s * splat(f32(-p.zero), lanes) for s in scales] if p.zero else []
+        if not p.format.symmetric:
+            biases = [widen(load(f["w_bias"], i, lanes), floats, lanes) for i in at]
+            offsets = [b + o for b, o in zip(biases, offsets, strict=True)] if offsets else biases
+        return scales, [let(o) for o in offsets]
+
+
+def upper_half(v: Expr, width: int) -> Expr:
+    """The high four bits of each of `width` bytes."""
+    shifted = bits(f"uint16x{width // 2}", v) >> splat(const(4, "uint16"), width // 2)
+    return bits(f"uint8x{width}", shifted) & splat(const(15, "uint8"), width)
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackedWeights:
+    """Scratch that holds `width` row blocks as bytes, with their scales: for tiles that read them many times.
+
+    By group: scales [width][lanes] f32, offsets likewise, then the quads in the order of use, [quad][width][lanes * 4].
+    """
+
+    packed: PackedWeights
+    width: int
+
+    @property
+    def vector(self) -> int:
+        """Bytes."""
+        return self.packed.isa.lanes * 4
+
+    @property
+    def group_bytes(self) -> int:
+        return self.width * self.vector * (2 + self.packed.format.group // 4)
+
+    @property
+    def bytes(self) -> int:
+        """Of scratch for a thread."""
+        return self.packed.groups * self.group_bytes
+
+    def fill(self, f: Frame, block: Expr, width: int) -> None:
+        """Unpack row blocks `block` .. + width."""
+        p, out = self.packed, f["scratch"]
+        source = p.bind(f, [block + b for b in range(width)], 0)
+        start = let(f.thread.astype("int64") * self.bytes)
+
+        def put(at: Expr, i: int, vectors: list[Expr]) -> None:
+            for b, v in enumerate(vectors):
+                store(out, at + (i * self.width + b) * self.vector, bits(f"uint8x{self.vector}", v), self.vector)
+
+        with T.serial(0, p.groups) as number:
+            at = let(start + number * self.group_bytes)
+            scales, offsets = source.scales(number)
+            put(at, 0, scales)
+            put(at, 1, offsets)
+            with T.serial(0, p.steps) as step:
+                first = let(at + step * (self.width * self.vector * p.step * (2 if p.nibbles else 1)))
+                for i, (_, vectors) in enumerate(source.quads(number, step)):
+                    put(first, 2 + i, vectors)
+
+    def bind(self, f: Frame, width: int) -> BoundUnpacked:
+        return BoundUnpacked(self, f, let(f.thread.astype("int64") * self.bytes), width)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundUnpacked:
+    unpacked: UnpackedWeights
+    f: Frame
+    start: Expr
+    width: int
+
+    @property
+    def steps(self) -> int:
+        return self.unpacked.packed.steps
+
+    @property
+    def step(self) -> int:
+        return self.unpacked.packed.step
+
+    def fetch(self, number: Expr) -> None:
+        """It is in the cache."""
+
+    def _vectors(self, number: Expr, i: Expr) -> list[Expr]:
+        u = self.unpacked
+        at = self.start + number * u.group_bytes + i * (u.width * u.vector)
+        return [load(self.f["scratch"], at + b * u.vector, u.vector) for b in range(self.width)]
+
+    def quads(self, number: Expr, step: Expr) -> Iterator[tuple[int, list[Expr]]]:
+        p = self.unpacked.packed
+        order = [n for j in range(p.step) for n in ((j, p.stored + j) if p.nibbles else (j,))]
+        for i, quad in enumerate(order):
+            yield quad, [let(v) for v in self._vectors(number, step * len(order) + (2 + i))]
+
+    def scales(self, number: Expr) -> tuple[list[Expr], list[Expr]]:
+        p = self.unpacked.packed
+        scales, offsets = (
+            [let(bits(f"float32x{p.isa.lanes}", v)) for v in self._vectors(number, const(i))] for i in (0, 1)
+        )
+        return scales, [] if p.format.symmetric and not p.zero else offsets

@@ -1,0 +1,244 @@
+"""Choosing a token for each row of logits, and making it the next step.
+
+The most probable token comes from the maxima of blocks. To draw one, the weights of what `threshold` and min_p leave
+are added up in blocks; the draw picks a block and the token in it, in the order of ids. Nothing is sorted.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from .attention import MEMBER, TILE
+from .emit import Registers, bits, const, f32, let, load, splat, store, vector, when
+from .isa import Isa
+from .kernel import Expr, Frame, Kernel, Pointer
+from .norm import each_piece, row_sum
+from .tiles import Scratch, fold, kernel_name, larger
+from .vocabulary import (
+    BLOCK,
+    BROKEN,
+    FACTOR,
+    IMPOSSIBLE,
+    INFINITY,
+    MIN_P,
+    ROW,
+    all_rows,
+    blocks,
+    cell,
+    distance_of,
+    each_range,
+    in_range,
+    rule,
+    start_of,
+    weight_of,
+)
+
+
+def row_peaks(vocab: int, isa: Isa) -> Kernel:
+    """The largest logit of each block, NaN where the block holds one. Pointers logits f32[rows, vocab], peaks
+    f32[rows, blocks]. Sizes rows.
+    """
+    quiet = 0x7F800000  # the bits of infinity; those of a NaN are more, its sign apart
+
+    def body(f: Frame) -> None:
+        def block(row: Expr, number: Expr, first: Expr, columns: int) -> None:
+            start = let(start_of(row, vocab) + first)
+            widest = min(isa.lanes, 1 << (columns.bit_length() - 1))
+            best, worst = Registers(1, "float32", widest), Registers(1, "int32", widest)
+            best[0], worst[0] = splat(f32(-INFINITY), widest), splat(const(0), widest)
+            rest_best, rest_worst = cell("float32", f32(-INFINITY)), cell("int32", const(0))
+
+            def piece(column: Expr, lanes: int) -> None:
+                x = let(load(f["logits"], start + column, lanes))
+                size = let(bits(vector("int32", lanes), x) & splat(const(0x7FFFFFFF), lanes))
+                if lanes == widest:
+                    best[0] = larger(x, best[0])
+                    worst[0] = tirx.max(size, worst[0])
+                else:
+                    rest_best[0] = larger(fold(x, lanes, larger), rest_best[0])
+                    rest_worst[0] = tirx.max(fold(size, lanes, tirx.max), rest_worst[0])
+
+            each_piece(columns, widest, piece)
+            peak = let(larger(fold(best[0], widest, larger), rest_best[0]))
+            size = let(tirx.max(fold(worst[0], widest, tirx.max), rest_worst[0]))
+            nan = bits("float32", const(0x7FC00000))
+            store(f["peaks"], row * blocks(vocab) + number, tirx.Select(size > quiet, nan, peak), 1)
+
+        each_range(f, vocab, BLOCK, block)
+
+    pointers = (Pointer("logits", "float32"), Pointer("peaks", "float32"))
+    return Kernel(kernel_name("row_peaks", vocab), pointers, ("rows",), lambda s: s["rows"] * blocks(vocab), body)
+
+
+def most_probable(vocab: int) -> Kernel:
+    """tokens i32[rows] = the id of each row's largest logit, the lowest among equals, or BROKEN, or IMPOSSIBLE.
+
+    Pointers logits, peaks (of `row_peaks`), peak f32[rows] (the largest logit), tokens. Sizes rows.
+    """
+
+    def body(f: Frame) -> None:
+        with T.serial(f.lo, f.hi) as row:
+            first, peak = let(row * blocks(vocab)), cell("float32", f32(-INFINITY))
+            where, size = cell("int32", const(0)), cell("int32", const(0))
+            with T.serial(0, blocks(vocab)) as i:
+                x = let(f["peaks"][first + i])
+                word = let(bits("int32", x))
+                # +infinity and NaN, in integers: a comparison of floats could be optimized away
+                size[0] = tirx.max(size[0], tirx.Select(word < 0, word & 0x7FFFFFFF, word + 1))
+                with T.If(x > peak[0]), T.Then():
+                    peak[0] = x
+                    where[0] = i
+            store(f["peak"], row, peak[0], 1)
+
+            def find() -> None:
+                start, column = start_of(row, vocab), cell("int32", where[0] * BLOCK)
+                with T.While(f["logits"][start + column[0]] < peak[0]):
+                    column[0] = column[0] + 1
+                store(f["tokens"], row, column[0], 1)
+
+            def impossible() -> None:
+                store(f["tokens"], row, const(IMPOSSIBLE), 1)
+
+            when(
+                size[0] > 0x7F800000,
+                lambda: store(f["tokens"], row, const(BROKEN), 1),
+                lambda: when(peak[0] > f32(-INFINITY), find, impossible),
+            )
+
+    pointers = tuple(Pointer(name, "float32") for name in ("logits", "peaks", "peak"))
+    return Kernel(
+        kernel_name("most_probable", vocab), (*pointers, Pointer("tokens", "int32")), ("rows",), all_rows, body, grain=1
+    )
+
+
+class _Kept:
+    """The weights of the tokens of a row that can be drawn; 0 for the others."""
+
+    def __init__(self, f: Frame, row: Expr, vocab: int) -> None:
+        self.f, self.start, self.peak, self.factor = f, start_of(row, vocab), let(f["peak"][row]), rule(f, row, FACTOR)
+        self.least, self.last, self.min_p = let(f["least"][row]), let(f["last"][row]), rule(f, row, MIN_P)
+
+    def nothing(self, peak: Expr) -> Expr:
+        """Whether no logit up to `peak` can be drawn."""
+        weight = weight_of(distance_of(peak, self.peak, self.factor, 1), 1)
+        return tirx.any(peak < self.least, weight < self.min_p)
+
+    def weights(self, column: Expr, lanes: int) -> Expr:
+        x = let(load(self.f["logits"], self.start + column, lanes))
+        weight = weight_of(distance_of(x, self.peak, self.factor, lanes), lanes)
+        least, zero = let(splat(self.least, lanes)), splat(f32(0), lanes)
+        ids = let(column if lanes == 1 else tirx.Ramp(column, 1, lanes))
+        heavy = let(tirx.Select(weight >= splat(self.min_p, lanes), weight, zero))
+        tie = let(tirx.Select(ids <= splat(self.last, lanes), heavy, zero))
+        tie = let(tirx.Select(x >= least, tie, zero))
+        return let(tirx.Select(x > least, heavy, tie))
+
+
+def _draws(f: Frame, row: Expr) -> Expr:
+    return tirx.all(f["tokens"][row] >= 0, rule(f, row, FACTOR) > f32(0))
+
+
+def kept_masses(vocab: int, isa: Isa) -> Kernel:
+    """The weight of what can be drawn in each block. Pointers logits, peak, tokens, rules, least, last, peaks, masses
+    f32[rows, blocks]. Sizes rows.
+    """
+
+    def body(f: Frame) -> None:
+        def block(row: Expr, number: Expr, first: Expr, columns: int) -> None:
+            kept, at = _Kept(f, row, vocab), let(row * blocks(vocab) + number)
+
+            def total() -> None:
+                mass = row_sum(columns, isa, lambda column, lanes, sums: sums + kept.weights(first + column, lanes))
+                store(f["masses"], at, mass, 1)
+
+            when(kept.nothing(f["peaks"][at]), lambda: store(f["masses"], at, f32(0), 1), total)
+
+        def item(row: Expr, number: Expr, first: Expr, columns: int) -> None:
+            when(_draws(f, row), lambda: block(row, number, first, columns))
+
+        each_range(f, vocab, BLOCK, item)
+
+    pointers = (*_KEPT, Pointer("peaks", "float32"), Pointer("masses", "float32"))
+    return Kernel(kernel_name("kept_masses", vocab), pointers, ("rows",), lambda s: s["rows"] * blocks(vocab), body)
+
+
+_KEPT = (*ROW, Pointer("least", "float32"), Pointer("last", "int32"))
+
+
+def draw(vocab: int, isa: Isa) -> Kernel:
+    """tokens[row] = the token at `draws` f64[rows], 0 <= u < 1, of the distribution that the rules leave.
+
+    Pointers logits, peak, tokens, rules, least, last, masses, draws. Sizes rows. Rows that take the most probable token
+    stay as they are.
+    """
+    areas = Scratch(weights=BLOCK)
+
+    def body(f: Frame) -> None:
+        with T.serial(f.lo, f.hi) as row:
+            when(_draws(f, row), lambda: _draw(f, row, vocab, isa, areas.at(f.thread)["weights"]))
+
+    pointers = (*_KEPT, Pointer("masses", "float32"), Pointer("draws", "float64"), Pointer("scratch", "float32"))
+    return Kernel(kernel_name("draw", vocab), pointers, ("rows",), all_rows, body, grain=1, scratch=areas.bytes)
+
+
+def _draw(f: Frame, row: Expr, vocab: int, isa: Isa, area: Expr) -> None:
+    kept, first, u = _Kept(f, row, vocab), let(row * blocks(vocab)), let(f["draws"][row])
+    block, share = _pick(f["masses"], first, blocks(vocab), u)
+
+    def inside(start: Expr, columns: int) -> None:
+        each_piece(
+            columns, isa.lanes, lambda c, lanes: store(f["scratch"], area + c, kept.weights(start + c, lanes), lanes)
+        )
+        column, _ = _pick(f["scratch"], area, columns, share)
+        store(f["tokens"], row, start + column, 1)
+
+    in_range(block, vocab, BLOCK, inside)
+
+
+def _pick(weights: Expr, first: Expr, count: int, u: Expr) -> tuple[Expr, Expr]:
+    """The index at `u` of a cumulative sum, and how far into its weight `u` reaches.
+
+    Never an index of weight 0, even if rounding carries `u` to the end.
+    """
+    zero = const(0.0, "float64")
+    total, before, at = cell("float64", zero), cell("float64", zero), cell("int32", const(0))
+    with T.serial(0, count) as i:
+        total[0] = total[0] + weights[first + i].astype("float64")
+    goal, sum_here = let(total[0] * u), cell("float64", zero)
+    with T.serial(0, count) as i:
+        weight = let(weights[first + i].astype("float64"))
+        with T.If(tirx.all(weight > zero, sum_here[0] <= goal)), T.Then():
+            at[0] = i
+            before[0] = sum_here[0]
+        sum_here[0] = sum_here[0] + weight
+    weight = let(weights[first + at[0]].astype("float64"))
+    share = let(tirx.min(tirx.max((goal - before[0]) / weight, zero), const(1.0, "float64")))
+    return let(at[0]), share
+
+
+def advance(page: int) -> Kernel:
+    """Make the tokens that were chosen the next step of sequences that run one token each.
+
+    Pointers chosen, tokens, positions, slots, tables [rows, stride], members and tiles (see `attention`), all i32.
+    Sizes rows, stride, and plain: 1 where member i and tile i are sequence i, whole; otherwise they stay as they are.
+    """
+
+    def body(f: Frame) -> None:
+        with T.serial(f.lo, f.hi) as row:
+            position = let(f["positions"][row] + 1)
+            table_page = let(f["tables"][row * f["stride"] + position // page])
+            store(f["tokens"], row, f["chosen"][row], 1)
+            store(f["positions"], row, position, 1)
+            store(f["slots"], row, table_page * page + position % page, 1)
+
+            def attend() -> None:
+                store(f["members"], row * MEMBER + 1, position, 1)
+                store(f["tiles"], row * TILE + 3, position, 1)
+                store(f["tiles"], row * TILE + 5, position + 1, 1)
+
+            when(f["plain"] == 1, attend)
+
+    names = ("chosen", "tokens", "positions", "slots", "tables", "members", "tiles")
+    pointers = tuple(Pointer(name, "int32") for name in names)
+    return Kernel(kernel_name("advance", page), pointers, ("rows", "stride", "plain"), all_rows, body)

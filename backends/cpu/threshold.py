@@ -1,0 +1,286 @@
+"""Which tokens top_k and top_p leave: those above a threshold, found without sorting.
+
+A histogram over weights narrows the threshold down to one bin; bisection finds it among the tokens of that bin. A small
+top_k does without: the tokens it leaves are at least as probable as the k-th largest of the maxima of blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from .emit import Registers, bits, const, f32, intrinsic, let, load, splat, store, when
+from .isa import Isa
+from .kernel import Expr, Frame, Kernel, Pointer
+from .norm import each_piece
+from .tiles import Scratch, fold, kernel_name
+from .vocabulary import (
+    BINS,
+    BLOCK,
+    FACTOR,
+    INFINITY,
+    PART,
+    ROW,
+    TOP_K,
+    TOP_P,
+    all_rows,
+    bin_of,
+    blocks,
+    cell,
+    distance_of,
+    each_range,
+    in_range,
+    parts,
+    rule,
+    start_of,
+    weight_of,
+)
+
+
+def _filters(f: Frame, row: Expr) -> Expr:
+    """Whether top_k or top_p leave out tokens of a row."""
+    limited = tirx.any(rule(f, row, TOP_K) > f32(0), rule(f, row, TOP_P) < f32(1))
+    return tirx.all(f["tokens"][row] >= 0, rule(f, row, FACTOR) > f32(0), limited)
+
+
+def _few(f: Frame, row: Expr, vocab: int) -> Expr:
+    """Whether top_k is so small that the maxima of blocks tell where to look."""
+    return tirx.all(rule(f, row, TOP_K) > f32(0), rule(f, row, TOP_K) <= f32(blocks(vocab)))
+
+
+def histogram(vocab: int, isa: Isa) -> Kernel:
+    """How many tokens of each part of a row are in each bin of weight, and what these add up to.
+
+    Pointers logits, peak, tokens, rules, bins f64[rows, parts, BINS, 2]. Sizes rows. Rows without top_p, and
+    those with a small top_k, are left out.
+    """
+
+    def body(f: Frame) -> None:
+        def part(row: Expr, number: Expr, first: Expr, columns: int) -> None:
+            start, peak, factor = let(start_of(row, vocab) + first), let(f["peak"][row]), rule(f, row, FACTOR)
+            base = let((row * parts(vocab) + number) * (BINS * 2))
+            with T.serial(0, BINS * 2) as i:
+                store(f["bins"], base + i, const(0.0, "float64"), 1)
+
+            def piece(column: Expr, lanes: int) -> None:
+                distance = distance_of(load(f["logits"], start + column, lanes), peak, factor, lanes)
+                weights, numbers = Registers(1, "float32", lanes), Registers(1, "int32", lanes)
+                weights[0], numbers[0] = weight_of(distance, lanes), bin_of(distance, lanes)
+                for i in range(lanes):
+                    at = let(base + numbers.buffers[0][i] * 2)
+                    store(f["bins"], at, f["bins"][at] + const(1.0, "float64"), 1)
+                    store(f["bins"], at + 1, f["bins"][at + 1] + weights.buffers[0][i].astype("float64"), 1)
+
+            each_piece(columns, isa.lanes, piece)
+
+        def item(row: Expr, number: Expr, first: Expr, columns: int) -> None:
+            wanted = tirx.all(_filters(f, row), tirx.Not(_few(f, row, vocab)))
+            when(wanted, lambda: part(row, number, first, columns))
+
+        each_range(f, vocab, PART, item)
+
+    pointers = (*ROW, Pointer("bins", "float64"))
+    return Kernel(
+        kernel_name("histogram", vocab), pointers, ("rows",), lambda s: s["rows"] * parts(vocab), body, grain=1
+    )
+
+
+def threshold(vocab: int, isa: Isa) -> Kernel:
+    """The tokens that top_k, then top_p leave: those above `least` f32[rows], and those equal to it up to id `last`.
+
+    Pointers logits, peak, tokens, rules, peaks, bins, least, last i32[rows]. Sizes rows.
+    """
+    room = -(-vocab // (isa.lanes * _SUMS)) * isa.lanes * _SUMS
+    areas = Scratch(logits=room, weights=room)
+
+    def body(f: Frame) -> None:
+        with T.serial(f.lo, f.hi) as row:
+            store(f["least"], row, f32(-INFINITY), 1)
+            store(f["last"], row, const(vocab), 1)
+
+            def search() -> None:
+                one = _Threshold(f, row, vocab, isa, areas)
+                with T.If(rule(f, row, TOP_K) > f32(0)), T.Then():
+                    one.find(0, rule(f, row, TOP_K).astype("float64"))
+                with T.If(rule(f, row, TOP_P) < f32(1)), T.Then():
+                    one.find(1, let(rule(f, row, TOP_P).astype("float64") * one.mass[0]))
+
+            when(_filters(f, row), search)
+
+    pointers = (
+        *ROW,
+        Pointer("peaks", "float32"),
+        Pointer("bins", "float64"),
+        Pointer("least", "float32"),
+        Pointer("last", "int32"),
+        Pointer("scratch", "float32"),
+    )
+    return Kernel(kernel_name("threshold", vocab), pointers, ("rows",), all_rows, body, grain=1, scratch=areas.bytes)
+
+
+class _Threshold:
+    """The search in one row. `mass` is the weight of all tokens that are left."""
+
+    def __init__(self, f: Frame, row: Expr, vocab: int, isa: Isa, areas: Scratch) -> None:
+        self.f, self.row, self.vocab, self.isa = f, row, vocab, isa
+        self.start, self.peak, self.factor = start_of(row, vocab), let(f["peak"][row]), rule(f, row, FACTOR)
+        self.areas = areas.at(f.thread)
+        self.base = let(row * (parts(vocab) * BINS * 2))
+        self.mass = cell("float64", const(0.0, "float64"))
+        self.few = let(_few(f, row, vocab))
+        with T.If(tirx.Not(self.few)), T.Then(), T.serial(0, parts(vocab) * BINS) as i:
+            self.mass[0] = self.mass[0] + f["bins"][self.base + i * 2 + 1]
+
+    def find(self, by: int, wanted: Expr) -> None:
+        """Leave the fewest most probable tokens that `wanted` of them (by 0) or of weight (by 1) are."""
+        zero = const(0.0, "float64")
+        above, number = cell("int32", const(-1)), cell("int32", const(-1))  # the last bin before, the last one searched
+        before, mass = cell("float64", zero), cell("float64", zero)
+        when(
+            self.few,
+            lambda: self._find_few(number),
+            lambda: self._find_bin(by, wanted, above, number, before, mass),
+        )
+        count, missing, heavier = self._gather(above[0], number[0]), let(wanted - before[0]), let(mass[0])
+        with T.If(count > 0), T.Then():  # else rounding made `wanted` more than there is, and all tokens are left
+            self._bisect(by, count, missing, heavier)
+
+    def _find_few(self, number: Registers) -> None:
+        """The first bin up to which top_k blocks have their largest token."""
+        count = cell("float32", f32(0))
+        with T.While(count[0] < rule(self.f, self.row, TOP_K)):
+            number[0] = number[0] + 1
+            count[0] = f32(0)
+            with T.serial(0, blocks(self.vocab)) as i:
+                count[0] = count[0] + (self._bin_of_peak(i) <= number[0]).astype("float32")
+
+    def _bin_of_peak(self, block: Expr) -> Expr:
+        peak = let(self.f["peaks"][self.row * blocks(self.vocab) + block])
+        return bin_of(distance_of(peak, self.peak, self.factor, 1), 1)
+
+    def _find_bin(
+        self, by: int, wanted: Expr, above: Registers, number: Registers, before: Registers, mass: Registers
+    ) -> None:
+        """The bin in which `wanted` is reached, and what the bins before it hold: `before` by `by`, and `mass`."""
+        zero = const(0.0, "float64")
+        here = Registers(2, "float64", 1)
+        here[0], here[1] = zero, zero
+        with T.While(tirx.all(number[0] < BINS - 1, before[0] + here[by] < wanted)):
+            before[0] = before[0] + here[by]
+            mass[0] = mass[0] + here[1]
+            above[0] = number[0]
+            number[0] = number[0] + 1
+            here[0], here[1] = zero, zero
+            with T.serial(0, parts(self.vocab)) as part:
+                at = let(self.base + (part * BINS + number[0]) * 2)
+                here[0] = here[0] + self.f["bins"][at]
+                here[1] = here[1] + self.f["bins"][at + 1]
+
+    def _gather(self, above: Expr, number: Expr) -> Expr:
+        """Copy the tokens of the bins behind `above` up to `number`, in the order of ids; returns how many."""
+        count = cell("int32", const(0))
+
+        def block(first: Expr, columns: int) -> None:
+            def piece(column: Expr, lanes: int) -> None:
+                x = Registers(1, "float32", lanes)
+                x[0] = load(self.f["logits"], self.start + first + column, lanes)
+                bins = bin_of(distance_of(x[0], self.peak, self.factor, lanes), lanes)
+                found = Registers(1, "int32", lanes)
+                inside = tirx.Select(bins > splat(above, lanes), splat(const(1), lanes), splat(const(0), lanes))
+                found[0] = tirx.Select(bins <= splat(number, lanes), let(inside), splat(const(0), lanes))
+                hits = let(found[0])
+                some = intrinsic("int32", "llvm.vector.reduce.or", hits) if lanes > 1 else hits
+                with T.If(some != 0), T.Then():
+                    for i in range(lanes):
+                        store(self.f["scratch"], self.areas["logits"] + count[0], x.buffers[0][i], 1)
+                        count[0] = count[0] + found.buffers[0][i]
+
+            each_piece(columns, self.isa.lanes, piece)
+
+        with T.serial(0, blocks(self.vocab)) as i, T.If(self._bin_of_peak(i) <= number), T.Then():
+            in_range(i, self.vocab, BLOCK, block)
+        return let(count[0])
+
+    def _bisect(self, by: int, count: Expr, wanted: Expr, before: Expr) -> None:
+        """Find the threshold among `count` gathered tokens; `before` is the weight of those in the bins above."""
+        lanes, step = self.isa.lanes, self.isa.lanes * _SUMS
+        steps = let((count + (step - 1)) // step)
+        self._finish_gathering(count, let(steps * step))
+        low, high = self._range(count)
+
+        def total(term: Callable[[Expr, Expr], Expr]) -> Expr:
+            """The sum of `term(logits, weights)` over what was gathered."""
+            sums = Registers(_SUMS, "float32", lanes)
+            sums.clear()
+            with T.serial(0, steps) as i:
+                for j in range(_SUMS):
+                    at = let(i * step + j * lanes)
+                    x, weight = (let(load(self.f["scratch"], self.areas[area] + at, lanes)) for area in self.areas)
+                    sums[j] = sums[j] + term(x, weight)
+            both = [let(sums[j] + sums[j + 1]) for j in range(0, _SUMS, 2)]
+            return let(fold(let(both[0] + both[1]), lanes, lambda a, b: a + b).astype("float64"))
+
+        zero, one = splat(f32(0), lanes), splat(f32(1), lanes)
+        with T.While(high[0].astype("int64") - low[0].astype("int64") > 1):
+            middle = let(((low[0].astype("int64") + high[0].astype("int64")) >> 1).astype("int32"))
+            bound = let(splat(bits("float32", _ordered(middle)), lanes))
+            reached = total(lambda x, weight: tirx.Select(x >= bound, weight if by else one, zero))
+            with T.If(reached >= wanted):
+                with T.Then():
+                    low[0] = middle
+                with T.Else():
+                    high[0] = middle
+        least = let(bits("float32", _ordered(low[0])))
+        bound = let(splat(least, lanes))
+        above = total(lambda x, weight: tirx.Select(x > bound, weight, zero))
+        missing = wanted - (above if by else total(lambda x, weight: tirx.Select(x > bound, one, zero)))
+        weight = let(weight_of(distance_of(least, self.peak, self.factor, 1), 1).astype("float64"))
+        ties = total(lambda x, weight: tirx.Select(x == bound, one, zero))
+        kept = cell("float64", ties)
+        with T.If(weight > const(0.0, "float64")), T.Then():  # tokens without weight are never drawn
+            needed = let(tirx.ceil(missing / weight if by else missing))
+            kept[0] = tirx.min(ties, tirx.max(needed, const(1.0, "float64")))
+        self.mass[0] = before + above + kept[0] * weight
+        store(self.f["least"], self.row, least, 1)
+        store(self.f["last"], self.row, const(self.vocab), 1)
+        with T.If(kept[0] < ties), T.Then():
+            self._cut(least, kept)
+
+    def _finish_gathering(self, count: Expr, end: Expr) -> None:
+        """Add the weights of what was gathered, and fill up to `end` with tokens that count nothing."""
+        x_at, w_at = (self.areas[area] for area in self.areas)
+        with T.serial(0, end - count) as i:
+            store(self.f["scratch"], x_at + count + i, f32(-INFINITY), 1)
+        lanes = self.isa.lanes
+        with T.serial(0, end // lanes) as i:
+            distance = distance_of(load(self.f["scratch"], x_at + i * lanes, lanes), self.peak, self.factor, lanes)
+            store(self.f["scratch"], w_at + i * lanes, weight_of(distance, lanes), lanes)
+
+    def _range(self, count: Expr) -> tuple[Registers, Registers]:
+        """Keys of the smallest gathered logit, and one more than that of the largest."""
+        low, high = cell("int32", const(0x7FFFFFFF)), cell("int32", const(-0x7FFFFFFF))
+        with T.serial(0, count) as i:
+            key = let(_ordered(bits("int32", self.f["scratch"][self.areas["logits"] + i])))
+            low[0] = tirx.min(low[0], key)
+            high[0] = tirx.max(high[0], key + 1)
+        return low, high
+
+    def _cut(self, least: Expr, kept: Registers) -> None:
+        """Of the tokens at the threshold, leave those with the lowest ids."""
+        column = cell("int32", const(-1))
+        with T.While(kept[0] > const(0.0, "float64")):
+            column[0] = column[0] + 1
+            x = let(self.f["logits"][self.start + column[0]])
+            with T.If(x == least), T.Then():
+                kept[0] = kept[0] - const(1.0, "float64")
+        store(self.f["last"], self.row, column[0], 1)
+
+
+_SUMS = 4  # vector accumulators
+
+
+def _ordered(word: Expr) -> Expr:
+    """The bits of a float as an integer of the same order, and back."""
+    return let(word ^ let((word >> const(31)) & const(0x7FFFFFFF)))

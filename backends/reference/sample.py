@@ -1,0 +1,78 @@
+"""Choosing tokens by the definition: everything sorted, in float64. The oracle of the compiled kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+def sample(logits: Array, rules: Array, draws: Array) -> Array:
+    """i32[r] tokens for logits f32[r, vocab], rules f32[r, 4] (1 / temperature or 0, top_k or 0, top_p, min_p) and
+    draws f64[r], uniform numbers in [0, 1).
+
+    In place of a token: -1 where the logits hold NaN or infinity, -2 where all of them are -infinity.
+    """
+    return np.array([_choose(*row) for row in zip(logits, rules.tolist(), draws.tolist(), strict=True)], np.int32)
+
+
+def _choose(x: Array, rule: list[float], u: float) -> int:
+    if np.isnan(x).any() or np.isposinf(x).any():
+        return -1
+    if not np.isfinite(x.max()):
+        return -2
+    if rule[0] == 0:
+        return int(x.argmax())
+    cumulative = distribution(x, *rule).cumsum()
+    last = int(cumulative.searchsorted(cumulative[-1]))
+    return min(int(cumulative.searchsorted(u * cumulative[-1], side="right")), last)
+
+
+def distribution(x: Array, factor: float, top_k: float, top_p: float, min_p: float) -> Array:
+    """The probabilities f64[vocab] of what top_k, top_p and min_p leave of softmax(factor * x)."""
+    with np.errstate(over="ignore"):
+        p = np.exp((x.astype(np.float64) - x.max()) * factor)
+    order = np.argsort(-x, kind="stable")
+    p[order[int(top_k) or len(x) :]] = 0.0
+    before = np.concatenate(([0.0], p[order].cumsum()[:-1])) / p.sum()  # the share of all that is more probable
+    p[order[1:][before[1:] >= top_p]] = 0.0
+    p[p < min_p] = 0.0
+    return np.asarray(p / p.sum())
+
+
+class ReferenceSampling:
+    """The sampling half of `mlc.runtime.batch.Model`, for one whose `run` keeps what it returns in `logits`."""
+
+    page_size: int  # tokens
+    logits: Array
+
+    def run(self, batch: Any) -> Array:
+        raise NotImplementedError
+
+    def sample(self, rules: Array, draws: Array) -> Array:
+        return sample(self.logits, rules, draws)
+
+    def decode(self, batch: Any, rules: Array, draws: Array, stops: Sequence[Collection[int]]) -> list[list[int]]:
+        """One step after the other, each with a batch of its own."""
+        steps: list[list[int]] = []
+        for row in draws:
+            self.run(batch)
+            tokens = self.sample(rules, row)
+            steps.append(tokens.tolist())
+            if any(token < 0 or token in stop for token, stop in zip(steps[-1], stops, strict=True)):
+                break
+            if len(steps) < len(draws):
+                batch = self._next(batch, tokens)
+        return steps
+
+    def _next(self, batch: Any, tokens: Array) -> Any:
+        positions = batch.positions + 1
+        pages = batch.tables[np.arange(len(tokens)), positions // self.page_size]
+        slots = pages * self.page_size + positions % self.page_size
+        return replace(
+            batch, tokens=tokens, positions=positions, slots=slots, lengths=positions + 1, steps=batch.steps - 1
+        )

@@ -1,0 +1,176 @@
+"""Kernels that choose tokens, against the definition in float64: what is kept, with what share, at every edge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlc.backends.cpu.isa import Isa, host_isa
+from mlc.backends.cpu.sample import advance, draw, kept_masses, most_probable, row_peaks
+from mlc.backends.cpu.threshold import histogram, threshold
+from mlc.backends.cpu.vocabulary import BINS, BLOCK, PART, blocks, parts
+from mlc.backends.reference.sample import distribution, sample
+from tests.backends.cpu.conftest import RunKernel
+
+Array = np.ndarray[Any, Any]
+VOCABS = (1, 7, 300, BLOCK, BLOCK + 1, PART + 3 * BLOCK + 21)
+RULES = [  # temperature, top_k, top_p, min_p
+    (0.0, 0, 1.0, 0.0),
+    (1.0, 0, 1.0, 0.0),
+    (0.7, 0, 1.0, 0.0),
+    (1.0, 40, 1.0, 0.0),
+    (1.0, 5000, 1.0, 0.0),
+    (1.0, 0, 0.9, 0.0),
+    (2.5, 0, 0.999, 0.0),
+    (100.0, 0, 0.5, 0.0),
+    (0.3, 0, 0.3, 0.0),
+    (1.0, 0, 1.0, 0.05),
+    (2.0, 60, 0.8, 0.02),
+    (0.6, 20, 0.95, 0.0),
+    (1e-6, 3, 0.5, 0.0),
+]
+
+
+def rule(temperature: float, top_k: int, top_p: float, min_p: float) -> tuple[float, ...]:
+    return (1 / temperature if temperature else 0.0, top_k, top_p, min_p)
+
+
+class Kernels:
+    """The kernels in the order of a step."""
+
+    def __init__(self, run_kernel: RunKernel, vocab: int, isa: Isa) -> None:
+        self.run_kernel, self.vocab, self.isa = run_kernel, vocab, isa
+        self.list = (
+            row_peaks(vocab, isa),
+            most_probable(vocab),
+            histogram(vocab, isa),
+            threshold(vocab, isa),
+            kept_masses(vocab, isa),
+            draw(vocab, isa),
+        )
+
+    def __call__(self, logits: Array, rules: Array, draws: Array) -> Array:
+        r = len(logits)
+        memory: dict[str, Array | str] = {"logits": logits, "rules": rules, "draws": draws}
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+            "peaks": ((r, blocks(self.vocab)), np.float32),
+            "peak": ((r,), np.float32),
+            "tokens": ((r,), np.int32),
+            "bins": ((r, parts(self.vocab), BINS, 2), np.float64),
+            "least": ((r,), np.float32),
+            "last": ((r,), np.int32),
+            "masses": ((r, blocks(self.vocab)), np.float32),
+        }
+        for kernel in self.list:
+            names = [p.name for p in kernel.pointers]
+            outputs = {name: shapes[name] for name in names if name in shapes and name not in memory}
+            if kernel.name.startswith("draw"):
+                outputs = {"tokens": shapes["tokens"]}
+            given = {name: memory[name] for name in names if name in memory}
+            memory |= self.run_kernel(kernel, given, {"rows": r}, outputs=outputs, isa=self.isa)
+        tokens = memory["tokens"]
+        assert isinstance(tokens, np.ndarray)
+        return tokens
+
+
+def check(kernels: Kernels, logits: Array, rules: list[tuple[float, ...]], draws: Array) -> None:
+    """Each token is one that the definition leaves, and `draws` lies in its interval of the cumulative sum."""
+    tokens = kernels(logits, np.array(rules, np.float32), draws)
+    for x, (factor, *limits), u, token in zip(logits, rules, draws, tokens.tolist(), strict=True):
+        if factor == 0:
+            assert token == x.argmax()
+            continue
+        p = distribution(x, factor, *limits)
+        assert p[token] > 0, (factor, limits, u)
+        above = p.cumsum()[token]
+        assert above - p[token] - 2e-6 <= u <= above + 2e-6, (factor, limits, u)
+
+
+@pytest.mark.parametrize("vocab", VOCABS)
+def test_tokens_are_those_of_the_definition(run_kernel: RunKernel, runnable: list[Isa], vocab: int) -> None:
+    rng = np.random.default_rng(vocab)
+    for isa in runnable:
+        kernels = Kernels(run_kernel, vocab, isa)
+        for scale in (0.5, 4.0):
+            logits = (rng.standard_normal((len(RULES), vocab)) * scale).astype(np.float32)
+            for _ in range(3):
+                check(kernels, logits, [rule(*r) for r in RULES], rng.random(len(RULES)))
+
+
+def test_the_share_of_each_token_is_its_probability(run_kernel: RunKernel) -> None:
+    """u runs over an even grid, so that counts differ from probabilities by less than the ends of intervals."""
+    vocab, grid = 300, 2000
+    x = (np.random.default_rng(1).standard_normal(vocab) * 3).astype(np.float32)
+    kernels = Kernels(run_kernel, vocab, host_isa())
+    for one in RULES[1:]:
+        rows, draws = np.broadcast_to(x, (grid, vocab)), (np.arange(grid) + 0.5) / grid
+        tokens = kernels(rows, np.broadcast_to(np.array(rule(*one), np.float32), (grid, 4)), draws)
+        shares = np.bincount(tokens, minlength=vocab) / grid
+        np.testing.assert_allclose(shares, distribution(x, *rule(*one)), atol=1.1 / grid)
+
+
+@pytest.mark.parametrize("vocab", [10, PART + 100])
+def test_equal_logits_are_cut_by_id(run_kernel: RunKernel, vocab: int) -> None:
+    kernels, grid = Kernels(run_kernel, vocab, host_isa()), 60
+    for limits, left in (((4, 1.0), 4), ((0, 0.35), -(-35 * vocab // 100)), ((5, 0.5), 3)):
+        rows = np.zeros((grid, vocab), np.float32)
+        rows[:, ::2] = -0.0
+        rules = np.broadcast_to(np.array(rule(1.0, *limits, 0.0), np.float32), (grid, 4))
+        tokens = kernels(rows, rules, np.linspace(0.0, 1.0 - 2**-53, grid))
+        assert tokens.min() == 0 and tokens.max() == left - 1
+
+
+def test_impossible_tokens_are_never_drawn(run_kernel: RunKernel) -> None:
+    vocab = 3 * BLOCK
+    x = np.full(vocab, -np.inf, np.float32)
+    x[[17, BLOCK + 5]] = 1.0, 2.0
+    kernels = Kernels(run_kernel, vocab, host_isa())
+    draws = np.array([0.0, 0.3, 0.99, 1.0 - 2**-53, 1.0])
+    for limits in ((0, 1.0, 0.0), (5, 1.0, 0.0), (0, 0.99, 0.0), (0, 1.0, 1e-9), (3, 0.9999, 0.0)):
+        rules = np.broadcast_to(np.array(rule(1.0, *limits), np.float32), (5, 4))
+        assert set(kernels(np.broadcast_to(x, (5, vocab)), rules, draws).tolist()) == {17, BLOCK + 5}
+
+
+def test_rows_that_cannot_be_sampled_say_why(run_kernel: RunKernel, runnable: list[Isa]) -> None:
+    vocab = BLOCK + 13
+    logits = np.random.default_rng(0).standard_normal((7, vocab)).astype(np.float32)
+    logits[0, -1] = np.nan
+    logits[1, 5] = np.inf
+    logits[2] = -np.inf
+    logits[3, 1] = -np.inf
+    logits[4, 9] = np.float32(np.nan) * np.float32(-1)
+    logits[5, :] = -3e38
+    for isa in runnable:
+        for factor in (0.0, 1.0):
+            rules, draws = np.tile(np.array([factor, 0, 0.9, 0], np.float32), (7, 1)), np.full(7, 0.5)
+            tokens = Kernels(run_kernel, vocab, isa)(logits, rules, draws)
+            assert tokens[[0, 1, 2, 4]].tolist() == [-1, -1, -2, -1] and (tokens[[3, 5, 6]] >= 0).all()
+            assert sample(logits, rules, draws)[[0, 1, 2, 4]].tolist() == [-1, -1, -2, -1]
+
+
+def test_a_row_gives_the_same_token_alone_and_among_others(run_kernel: RunKernel) -> None:
+    vocab, rng = PART + BLOCK + 77, np.random.default_rng(5)
+    logits = (rng.standard_normal((len(RULES), vocab)) * 2).astype(np.float32)
+    rules, draws = np.array([rule(*r) for r in RULES], np.float32), rng.random(len(RULES))
+    kernels = Kernels(run_kernel, vocab, host_isa())
+    together = kernels(logits, rules, draws).tolist()
+    assert together == [
+        int(kernels(logits[i : i + 1], rules[i : i + 1], draws[i : i + 1])[0]) for i in range(len(RULES))
+    ]
+
+
+def test_the_next_step_of_sequences_that_decode(run_kernel: RunKernel) -> None:
+    page, stride = 4, 3
+    tables = np.arange(6, dtype=np.int32).reshape(2, stride)[:, ::-1].copy()
+    tiles = np.array([[0, 0, 1, 6], [1, 1, 1, 7]], np.int32)
+    given = {"chosen": np.array([11, 12], np.int32), "positions": np.array([6, 7], np.int32), "tables": tables}
+    outputs: dict[str, Any] = {"tokens": ((2,), np.int32), "positions": ((2,), np.int32), "slots": ((2,), np.int32)}
+    outputs["tiles"] = ((2, 4), np.int32)
+    after = run_kernel(
+        advance(page), given | {"tiles": tiles}, {"rows": 2, "stride": stride}, outputs=outputs, isa=host_isa()
+    )
+    assert after["tokens"].tolist() == [11, 12] and after["positions"].tolist() == [7, 8]
+    assert after["slots"].tolist() == [1 * page + 3, 3 * page + 0]
+    assert after["tiles"].tolist() == [[0, 0, 1, 7], [1, 1, 1, 8]]

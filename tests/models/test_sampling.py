@@ -1,0 +1,69 @@
+"""A compiled model samples by the definition, and several steps in one native call give what single steps give."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlc.backends.reference.sample import distribution
+from mlc.runtime.engine import Engine
+from mlc.runtime.request import Request
+from mlc.runtime.sampling import SamplingParams
+from mlc.runtime.settings import EngineSettings
+
+PROMPT = [int(x) for x in np.random.default_rng(8).integers(0, 211, 41)]
+PARAMS = [
+    SamplingParams(temperature=0.0, max_tokens=100),
+    SamplingParams(temperature=1.0, max_tokens=90, seed=1),
+    SamplingParams(temperature=2.0, top_p=0.9, max_tokens=100, seed=2),
+    SamplingParams(temperature=3.0, top_k=20, min_p=0.1, max_tokens=70, seed=3),
+    SamplingParams(temperature=0.8, top_p=0.95, repetition_penalty=1.2, max_tokens=50, seed=4),
+]
+REQUESTS = [Request(PROMPT[i : 20 + 5 * i], params, id=str(i)) for i, params in enumerate(PARAMS)]
+
+
+@pytest.fixture(scope="module")
+def artifact(checkpoint, compiled):
+    return compiled(checkpoint("qwen3").folder)
+
+
+def answers(model, tokenizer, requests, **settings) -> dict[str, list[int]]:
+    engine = Engine(model, tokenizer, EngineSettings(check=True, **settings))
+    for request in requests:
+        engine.submit(request)
+    tokens: dict[str, list[int]] = {request.id: [] for request in requests}
+    while not engine.idle:
+        for output in engine.step():
+            assert output.error is None
+            tokens[output.request] += output.tokens
+    return tokens
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_several_steps_in_one_call_give_the_tokens_of_single_steps(artifact, runner, no_text, threads, monkeypatch):
+    monkeypatch.setattr("mlc.runtime.engine.CALL_SECONDS", 1e9)
+    alone: dict[str, list[int]] = {}
+    for request in REQUESTS:
+        alone |= answers(runner(artifact).model, no_text, [request], max_steps=1)
+    assert len({tuple(tokens[:30]) for tokens in alone.values()}) == len(REQUESTS)
+    model = runner(artifact, threads=threads).model
+    for steps in (1, 7, 32):
+        for i, request in enumerate(REQUESTS):
+            assert answers(model, no_text, [request], max_steps=steps) == {str(i): alone[str(i)]}
+        assert answers(model, no_text, REQUESTS[:4], max_steps=steps) == {str(i): alone[str(i)] for i in range(4)}
+        assert answers(model, no_text, REQUESTS, max_steps=steps) == alone
+    small = runner(artifact, threads=threads, max_context=160, kv_tokens=256).model
+    assert answers(small, no_text, REQUESTS, max_steps=32) == alone, "preempted"
+
+
+def test_a_compiled_model_draws_by_the_definition(artifact, runner):
+    one = runner(artifact)
+    logits = one.logits(PROMPT, 41)[-8:].copy()
+    batch_logits = one.model._logits[: 8 * one.model.vocab].reshape(8, -1)
+    batch_logits[:] = logits
+    one.model.symbols["r"] = 8
+    rules = np.tile(np.array([1 / 2.0, 50, 0.9, 0.01], np.float32), (8, 1))
+    for u in np.random.default_rng(0).random((50, 8)):
+        for x, token, share in zip(logits, one.model.sample(rules, u).tolist(), u.tolist(), strict=True):
+            p = distribution(x, *rules[0].tolist())
+            assert p[token] > 0 and abs(p.cumsum()[token] - p[token] / 2 - share) <= p[token] / 2 + 1e-5
