@@ -146,16 +146,18 @@ def pin(value: Expr) -> Expr:
     return tirx.call_extern(kind, f"mlc_pin_{kind}", value)
 
 
-def pin_ir(dtype: str, register: str) -> str:
-    """LLVM IR text of what `pin` calls for vectors of `dtype`; `register` is the inline assembly's constraint."""
-    number, lanes = dtype.split("x")
-    kind = f"<{lanes} x {number.replace('int', 'i').replace('float32', 'float')}>"
+def _pin_ir(number: str, lanes: int) -> str:
+    kind = f"<{lanes} x {number.replace('int', 'i')}>"
     return f"""
-define {kind} @mlc_pin_{dtype}({kind} %value) alwaysinline nounwind {{
-  %same = call {kind} asm sideeffect "", "={register},0"({kind} %value)
+define {kind} @mlc_pin_{number}x{lanes}({kind} %value) alwaysinline nounwind {{
+  %same = call {kind} asm sideeffect "", "=v,0"({kind} %value)
   ret {kind} %same
 }}
 """
+
+
+PINS = "".join(_pin_ir(number, lanes) for number, lanes in (("int16", 16), ("int16", 32), ("int32", 8), ("int32", 16)))
+"""LLVM IR text of what `pin` calls: for integers in AVX2's and AVX-512's registers."""
 
 
 def when(condition: Expr, then: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:

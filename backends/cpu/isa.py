@@ -15,7 +15,7 @@ from tvm.target.codegen import llvm_get_system_cpu
 
 from mlc.errors import TargetUnavailable
 
-from .emit import bits, const, intrinsic, let, load, pin, pin_ir, splat
+from .emit import bits, const, intrinsic, let, load, pin, splat
 
 Expr = Any  # a TIR expression
 
@@ -52,13 +52,6 @@ class Isa:
     def float_rows(self) -> int:
         """Rows of a float weight in a row block: enough accumulators to hide the latency of an fma."""
         return max(16, 2 * self.lanes)
-
-    @property
-    def helpers(self) -> str:
-        """LLVM IR text of what a kernel with a `Dot` calls."""
-        if self.dot != "maddubs":
-            return ""
-        return pin_ir(f"int16x{self.lanes * 2}", "v") + pin_ir(f"int32x{self.lanes}", "v")
 
     def repeat_four(self, buffer: Expr, start: Expr, quad: int) -> Expr:
         """Bytes `start + 4 * quad` .. + 3 of an int8 buffer, repeated through a vector; `start` is a multiple of 16."""
@@ -98,7 +91,7 @@ class Dot:
         lanes = f"int32x{isa.lanes}"
         total = splat(const(0), isa.lanes) if self._total is None else self._total
         if isa.dot in ("vnni", "avx_vnni"):
-            total = intrinsic(lanes, f"llvm.x86.avx512.vpdpbusd.{isa.lanes * 32}", total, weights, values)
+            total = pin(intrinsic(lanes, f"llvm.x86.avx512.vpdpbusd.{isa.lanes * 32}", total, weights, values))
         elif isa.dot == "neon":
             total = intrinsic(lanes, "llvm.aarch64.neon.sdot", total, bits("int8x16", weights), values)
         else:

@@ -54,7 +54,6 @@ class Kernel:
     `grain` is how many items a thread takes at a time; 0 means about an eighth of its fair share.
     `scratch` is bytes of private memory per thread, reached as the uint8-aligned pointer parameter `scratch`
     (declare it last in `pointers`; the body adds `thread * scratch` itself through `emit.scratch`).
-    `helpers` is LLVM IR text of functions that the body calls by name; see `emit.pin`.
     """
 
     name: str
@@ -64,10 +63,12 @@ class Kernel:
     body: Callable[[Frame], None]
     grain: int = 0
     scratch: int = 0
-    helpers: str = ""
 
-    def prim_func(self) -> tvm.tirx.PrimFunc:
-        """A private function (pointers..., sizes..., lo, hi, thread) -> int32 0."""
+    def prim_func(self, helpers: str = "") -> tvm.tirx.PrimFunc:
+        """A private function (pointers..., sizes..., lo, hi, thread) -> int32 0.
+
+        `helpers` is LLVM IR text of functions that the body calls by name, unless the module has them already.
+        """
         with IRBuilder() as builder, T.prim_func(s_tir=True, is_private=True):
             T.func_name(self.name)
             T.func_attr({"tirx.noalias": True})
@@ -79,7 +80,7 @@ class Kernel:
                 p.name: T.decl_buffer((EXTENT,), p.dtype, data=handle)
                 for p, handle in zip(self.pointers, handles, strict=True)
             }
-            with import_llvm(self.helpers):
+            with import_llvm(helpers):
                 self.body(Frame(buffers, sizes, lo, hi, thread))
             T.add_to_parent(tirx.Return(tirx.const(0, "int32")))
         return builder.get()

@@ -69,9 +69,7 @@ def linear_quantized(
         pointers.append(Pointer("scratch", "uint8"))
     name = f"linear_{format}_n{n}_k{k}_{family}{output}"
     scratch = unpacked.bytes if unpacked is not None else 0
-    return Kernel(
-        name, tuple(pointers), ("rows",), lambda sizes: const(items), body, scratch=scratch, helpers=isa.helpers
-    )
+    return Kernel(name, tuple(pointers), ("rows",), lambda sizes: const(items), body, scratch=scratch)
 
 
 def _column(sums: Registers, width: int, block: int, t: int, vector: int) -> Expr:

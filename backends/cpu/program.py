@@ -17,6 +17,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from .emit import PINS
 from .kernel import EXTENT, Expr, Kernel, import_llvm
 from .sync import CURSORS, LINE, SYNC_WORDS, llvm_ir
 from .table import ENTRY, HEAD
@@ -47,7 +48,7 @@ def program(kernels: Sequence[Kernel], architecture: str) -> tvm.IRModule:
             arguments = [table.data, sizes.data, sync.data, first, last, thread, threads]
             T.evaluate(tvm.ir.Call(walk, arguments, ret_ty="int32"))
 
-        with import_llvm(llvm_ir(architecture)), T.If(threads == 1):
+        with import_llvm(llvm_ir(architecture) + PINS), T.If(threads == 1):
             with T.Then():
                 call(tirx.const(0, "int32"))  # a launch would wake the pool, and wait until it has a core
             with T.Else():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tvm
 
+from ..cpu.emit import PINS
 from ..cpu.isa import Isa
 from ..cpu.kernel import Kernel
 from . import build
@@ -14,7 +15,7 @@ def listing(kernel: Kernel, isa: Isa) -> str:
 
     In a library the compiler puts kernels into their caller, where nobody could find them.
     """
-    function = kernel.prim_func().with_attr("global_symbol", kernel.name)
+    function = kernel.prim_func(PINS).with_attr("global_symbol", kernel.name)
     module = tvm.compile(tvm.IRModule({kernel.name: function}), target=isa.target(), tir_pipeline=build._PIPELINE)
     text: str = module.mod.inspect_source("asm")
     return text
