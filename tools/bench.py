@@ -47,8 +47,8 @@ class Case:
 
     @property
     def context(self) -> int:
-        """Tokens that one stream needs room for. A stream whose prompt is read first writes until the last is read."""
-        return self.prompt + self.generated + self.streams + 1
+        """Tokens that one stream needs room for: the one that follows the prompt is not among those timed."""
+        return self.prompt + self.generated + 1
 
     @property
     def counted(self) -> int:

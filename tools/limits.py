@@ -32,6 +32,11 @@ class Limits:
         """The medians of several measurements."""
         return cls(**{name: median(found[name]["median"] for found in measured) for name in NAMES})
 
+    @classmethod
+    def best_of(cls, measured: Sequence[Measured]) -> Limits:
+        """The best of several measurements, for what is itself the best of several."""
+        return cls(**{name: max(found[name]["best"] for found in measured) for name in NAMES})
+
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 

@@ -72,19 +72,17 @@ class EngineSide:
             self._engine.step()
 
     def decode(self, span: Span, tokens: int) -> None:
-        engine, streams = self._engine, len(self._prompts)
-        names = [engine.submit(_request(prompt, tokens + streams + 1)) for prompt in self._prompts]
-        started = set[str]()
-        while len(started) < streams:
-            started.update(output.request for output in engine.step())
+        engine, asked = self._engine, tokens * len(self._prompts)
+        waiting = {engine.submit(_request(prompt, tokens + 1)) for prompt in self._prompts}
+        while waiting:
+            waiting.difference_update(output.request for output in engine.step())
         written = 0
         with span:
-            for _ in range(tokens):
-                written += len(engine.step())
-        for name in names:
-            engine.cancel(name)
-        engine.step()
-        assert written == tokens * streams, f"{written} tokens came, expected {tokens * streams}"
+            while not engine.idle:
+                written += sum(len(output.tokens) for output in engine.step())
+        # Where the ends of the prompts took several steps, the first streams were ahead by as many tokens.
+        assert 0 < written <= asked
+        span.seconds *= asked / written
 
 
 def _request(prompt: Sequence[int], tokens: int) -> Request:

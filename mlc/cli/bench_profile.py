@@ -15,7 +15,9 @@ from mlc.backends.load import usable_cores
 from mlc.backends.module import LanguageModel, open_module
 from mlc.errors import BadConfig
 from mlc.runtime.batch import Batch
+from mlc.tools.bench import FOREIGN_LIMIT
 from mlc.tools.limits import Limits
+from mlc.tools.peers.serve import Span
 from mlc.tools.profile import Row, Timed, attribute
 from mlc.tools.stats import Step, decode_step, prefill_step
 
@@ -83,11 +85,14 @@ def profile(
     if min(subject.rows, subject.streams) < 1:
         raise BadConfig("a step has at least one token: give --prompt-len and --streams above 0 with --profile")
     model = _open(folder, subject, threads, max_context)
-    times = time_calls(model, subject)
+    with Span() as span:
+        times = time_calls(model, subject)
+    if span.foreign > FOREIGN_LIMIT:
+        output.note(f"warning: other programs took {100 * span.foreign:.0f} % of the machine meanwhile")
     rows = attribute(times.calls, graph(str(folder), Stage.folded, "none", "host")[0], subject.step())
     found = _limits(threads) if limits else None
     if json:
-        output.print_json(_as_dict(model, subject, times, rows, found))
+        output.print_json(_as_dict(model, subject, times, rows, found, span.foreign))
     else:
         _show(model, subject, times, rows, found)
 
@@ -138,11 +143,11 @@ def _open(folder: Path, subject: Subject, threads: int | None, max_context: int 
 
 def _limits(threads: int | None) -> Limits:
     with limits_side(threads or usable_cores()).start() as meter:
-        return Limits.of([meter.ask("measure") for _ in range(3)])
+        return Limits.best_of([meter.ask("measure") for _ in range(3)])
 
 
 def _as_dict(
-    model: LanguageModel, subject: Subject, times: Times, rows: Sequence[Row], limits: Limits | None
+    model: LanguageModel, subject: Subject, times: Times, rows: Sequence[Row], limits: Limits | None, foreign: float
 ) -> dict[str, Any]:
     ops = []
     for r in rows:
@@ -167,6 +172,7 @@ def _as_dict(
         "step_seconds": times.step,
         "calls_seconds": sum(row.seconds for row in rows),
         "launch_seconds": times.launch,
+        "foreign": foreign,
         "limits": limits and limits.as_dict(),
         "ops": ops,
     }

@@ -36,7 +36,7 @@ def test_the_step_keeps_the_laws_of_a_batch(subject: Subject) -> None:
 def test_a_profile_accounts_for_every_call_of_a_step(cli: Mlc, tiny: Path) -> None:
     profile = told(cli("bench", "-m", tiny, "--profile", "--depth", "64", "--json", "--no-limits"))
     stats = json.loads(cli("show", tiny, "--stats", "--context", "65", "--json").stdout)
-    assert {op["op"] for op in profile["ops"]} == {op["op"] for op in stats["ops"]}
+    assert {op["op"] for op in profile["ops"]} == {op["op"] for op in stats["ops"]} | {"sample"}
     assert sum(op["bytes"] for op in profile["ops"]) == sum(
         op[kind] for op in stats["ops"] for kind in ("weights", "activations", "cache")
     )
@@ -67,6 +67,6 @@ def test_streams_and_prompts_have_profiles_too(cli: Mlc, tiny: Path) -> None:
 def test_each_op_is_held_against_the_limit_it_meets_first(cli: Mlc, tiny: Path) -> None:
     profile = told(cli("bench", "-m", tiny, "--profile", "--json"))
     assert {op["binds"] for op in profile["ops"]} <= {"read", "floats"}, "the weights of this model are floats"
-    assert all(op["least_seconds"] > 0 for op in profile["ops"])
+    assert all(op["least_seconds"] > 0 for op in profile["ops"] if op["op"] != "sample")
     shown = cli("bench", "-m", tiny, "--profile", "--prompt-len", "64").stdout
     assert "reading 64 tokens after 0" in shown and "at the limits of this machine:" in shown and "of it" in shown

@@ -122,7 +122,7 @@ def test_sweeps_that_measure_nothing_are_refused(arguments: tuple[list[int], ...
     [
         ({"iterations": 0}, "--iterations must be greater than 0"),
         ({"warmup": -1}, "--warmup must not be negative"),
-        ({"context": 512}, "needs 519 tokens of context and the model has 512"),
+        ({"context": 512}, "needs 515 tokens of context and the model has 512"),
         ({"sequences": 3}, "--streams 4 is more than the 3 sequences"),
     ],
 )

@@ -15,13 +15,6 @@ Array = np.ndarray[Any, Any]
 Run = Callable[..., dict[str, Array]]
 
 
-@pytest.fixture(params=range(3))
-def isa(request: pytest.FixtureRequest, runnable: list[Isa]) -> Isa:
-    if request.param >= len(runnable):
-        pytest.skip("this machine has no further instruction set")
-    return runnable[request.param]
-
-
 def test_every_byte_of_the_pool_is_read(run_kernel: Run, isa: Isa) -> None:
     slices = 2
     pool = np.random.default_rng(0).integers(-(2**31), 2**31, slices * limits.SLICE // 4, np.int32)
