@@ -68,7 +68,7 @@ def multiply_bytes(isa: Isa, pairs: int) -> Kernel:
                         sums[k] = dot.total()
         _keep(f, i, sums, lanes)
 
-    return _kernel(f"limit_bytes_{pairs}", ("operands", "int8"), "int32", item, isa.helpers)
+    return _kernel(f"limit_bytes_{pairs}", ("operands", "int8"), "int32", item)
 
 
 def byte_operations(isa: Isa) -> int:
@@ -109,21 +109,13 @@ def float_operations(isa: Isa) -> int:
     return 2 * STEPS * _DEPTH * _FLOAT_TILE[0] * _FLOAT_TILE[1] * isa.lanes
 
 
-def _kernel(
-    name: str, source: tuple[str, str], out: str, item: Callable[[Frame, Expr], None], helpers: str = ""
-) -> Kernel:
+def _kernel(name: str, source: tuple[str, str], out: str, item: Callable[[Frame, Expr], None]) -> Kernel:
     def body(f: Frame) -> None:
         with T.serial(f.lo, f.hi) as i:
             item(f, i)
 
     return Kernel(
-        name,
-        (Pointer(*source), Pointer("out", out)),
-        ("items",),
-        lambda sizes: sizes["items"],
-        body,
-        grain=1,
-        helpers=helpers,
+        name, (Pointer(*source), Pointer("out", out)), ("items",), lambda sizes: sizes["items"], body, grain=1
     )
 
 
