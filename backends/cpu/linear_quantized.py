@@ -80,10 +80,10 @@ def _column(sums: Registers, width: int, block: int, t: int, vector: int) -> Exp
 
 def _tiling(isa: Isa, format: Format, family: Family) -> Tiling:
     """Tiles whose accumulators stay in registers beside the weights being used."""
+    if isa.dot == "portable":
+        return Tiling((1,) if family == "vector" else (2, 1), (1,))
     if family == "vector":
         return Tiling((1,), (STREAMS, 1), streams=True)
-    if isa.dot == "portable":
-        return Tiling((2, 1), (1,))
     if isa.registers == 32:
         # A vpdpbusd reads its activations from memory; elsewhere they take registers as well.
         heights = (12, 8, 4, 2, 1) if isa.dot == "vnni" else (8, 4, 2, 1)
