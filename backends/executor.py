@@ -163,6 +163,8 @@ class Executor:
         """Make the calls from `first` up to `end` (None: all), the symbols having the given values. One native call."""
         self._set_sizes(symbols)
         self._run(*self._arguments, first, len(self.program.calls) if end is None else end, self.threads_now())
+        if self._load:
+            self._load.ended()
 
     def step_flat(self, symbols: Mapping[str, int], observe: Callable[[int], None]) -> None:
         """Make the calls one by one; `observe(i)` is called after call i. The results are those of `step`."""

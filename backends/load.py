@@ -20,7 +20,6 @@ _PERIOD = 0.1  # seconds between looks
 _SAMPLES = 3  # looks that a decision spans: the kernel counts in steps of 10 ms
 _LEAVE, _RETURN = 0.35, 0.2  # foreign load, in cores, that costs a thread, and that gives it back
 _PATIENCE, _MOST_PATIENCE = 0.5, 8.0  # seconds before a thread is tried again; doubled each time that was wrong
-_IDLE = 1.0  # seconds; a longer time in which we did little says nothing about now
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +141,22 @@ class LoadPolicy:
         self._clock, self._sample = clock, sample
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
         self._patience, self._raised, self._may_raise = _PATIENCE, -math.inf, -math.inf
+        self._ended = clock()
         self._look()
 
     def threads(self) -> int:
         """The number of threads for the step that begins now."""
-        if self._clock() >= self._due:
+        now = self._clock()
+        if now - self._ended > _PERIOD:  # what others did while we rested says nothing about now
+            self._samples.clear()
+            self._due = now
+        if now >= self._due:
             self._look()
         return self._threads
+
+    def ended(self) -> None:
+        """The step is over."""
+        self._ended = self._clock()
 
     def _look(self) -> None:
         now = self._clock()
@@ -156,8 +164,6 @@ class LoadPolicy:
         sample = self._sample()
         if sample is None:
             return
-        if self._samples and _idle(self._samples[-1], sample):
-            self._samples.clear()
         self._samples.append(sample)
         if len(self._samples) > 1:
             free = len(sample.busy) - foreign_load(self._samples[0], sample)
@@ -172,9 +178,3 @@ class LoadPolicy:
             self._threads, self._may_raise = lower, now + self._patience
         elif higher > self._threads and now >= self._may_raise:
             self._threads, self._raised = higher, now
-
-
-def _idle(old: Sample, new: Sample) -> bool:
-    """Whether we did so little since `old` that the load then says nothing about now."""
-    elapsed = new.time - old.time
-    return elapsed > _IDLE and new.own - old.own < elapsed / 2

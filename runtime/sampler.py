@@ -115,7 +115,9 @@ class SamplerState:
 
     def touched(self) -> Int32s:
         """The ids whose logits `adjust` may change."""
-        seen = () if self._occurrences is None else (self._prompt, self._occurrences.ids)
+        seen = [] if self._occurrences is None else [self._occurrences.ids]
+        if self.params.repetition_penalty != 1.0:
+            seen.append(self._prompt)
         return np.concatenate((*seen, self._bias_ids, self._stop_ids))
 
     def adjust(self, logits: Logits) -> None:

@@ -105,7 +105,7 @@ def test_pages_in_common_are_read_by_one_tile() -> None:
     # Four sequences have two spans in common, two of these another three; the fifth is alone.
     step = step_of([20, 60, 50, 17, 30], [1] * 5, [(9, 0), (0, 8), (1, 20), (0, 8), (9, 0)])
     plan = plan_of(1)
-    assert check(plan, step) == {"single_tiles": 6, "tiles": 2, "merges": 5}
+    assert check(plan, step) == {"single_tiles": 6, "tiles": 2, "merges": 5, "plain": 0}
     assert sorted(t[[2, 4, 5]].tolist() for t in plan.tiles[:2]) == [[2, 16, 40], [3, 0, 16]]
     shares = plan.single_tiles[:6, 4:6].tolist()  # the fourth of those that share did not fit into the tile of three
     assert sorted(shares) == [[0, 16], [0, 30], [16, 17], [16, 20], [40, 50], [40, 60]]
@@ -118,7 +118,7 @@ def test_a_long_sequence_is_split_among_the_threads(threads: int, tiles: int) ->
 
 def test_short_sequences_are_not_split() -> None:
     sizes = check(plan_of(8), step_of([SPAN, 3, 1], [1, 1, 1], [(9, 0)] * 3))
-    assert sizes == {"single_tiles": 3, "tiles": 0, "merges": 0}
+    assert sizes == {"single_tiles": 3, "tiles": 0, "merges": 0, "plain": 1}
 
 
 def test_more_partials_than_there_is_room_for_are_not_made() -> None:

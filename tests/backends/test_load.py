@@ -61,6 +61,8 @@ class Machine:
             self.own += ours * step
             for core in self.busy:
                 self.busy[core] += (ours + others) * step / self.cores
+            if self.working:
+                self.policy.ended()
         return chosen
 
 

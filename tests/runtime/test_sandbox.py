@@ -138,6 +138,7 @@ def cost(source: str) -> tuple[str, float, int]:
     return text, seconds, memory
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", GREEDY)
 def test_a_greedy_template_is_stopped(name: str) -> None:
     text, seconds, memory = cost(GREEDY[name])

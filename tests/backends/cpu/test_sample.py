@@ -161,16 +161,20 @@ def test_a_row_gives_the_same_token_alone_and_among_others(run_kernel: RunKernel
     ]
 
 
-def test_the_next_step_of_sequences_that_decode(run_kernel: RunKernel) -> None:
+@pytest.mark.parametrize("plain", [1, 0])
+def test_the_next_step_of_sequences_that_decode(run_kernel: RunKernel, plain: int) -> None:
+    """Where members and tiles are not those of the sequences in their order, they are left to the planner."""
     page, stride = 4, 3
     tables = np.arange(6, dtype=np.int32).reshape(2, stride)[:, ::-1].copy()
-    tiles = np.array([[0, 0, 1, 6], [1, 1, 1, 7]], np.int32)
+    members = np.array([[0, 6, 9], [1, 7, 9]], np.int32)
+    tiles = np.array([[0, 0, 1, 6, 0, 7, 0], [1, 1, 1, 7, 0, 8, 0]], np.int32)
     given = {"chosen": np.array([11, 12], np.int32), "positions": np.array([6, 7], np.int32), "tables": tables}
     outputs: dict[str, Any] = {"tokens": ((2,), np.int32), "positions": ((2,), np.int32), "slots": ((2,), np.int32)}
-    outputs["tiles"] = ((2, 4), np.int32)
-    after = run_kernel(
-        advance(page), given | {"tiles": tiles}, {"rows": 2, "stride": stride}, outputs=outputs, isa=host_isa()
-    )
+    outputs |= {"members": ((2, 3), np.int32), "tiles": ((2, 7), np.int32)}
+    given |= {"members": members, "tiles": tiles}
+    sizes = {"rows": 2, "stride": stride, "plain": plain}
+    after = run_kernel(advance(page), given, sizes, outputs=outputs, isa=host_isa())
     assert after["tokens"].tolist() == [11, 12] and after["positions"].tolist() == [7, 8]
     assert after["slots"].tolist() == [1 * page + 3, 3 * page + 0]
-    assert after["tiles"].tolist() == [[0, 0, 1, 7], [1, 1, 1, 8]]
+    assert after["members"][:, 1].tolist() == [6 + plain, 7 + plain]
+    assert after["tiles"].tolist() == [[0, 0, 1, 6 + plain, 0, 7 + plain, 0], [1, 1, 1, 7 + plain, 0, 8 + plain, 0]]
