@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -44,14 +45,15 @@ def distribution(x: Array, factor: float, top_k: float, top_p: float, min_p: flo
     return np.asarray(p / p.sum())
 
 
-class ReferenceSampling:
+class ReferenceSampling(ABC):
     """The sampling half of `mlc.runtime.batch.Model`, for one whose `run` keeps what it returns in `logits`."""
 
     page_size: int  # tokens
     logits: Array
 
+    @abstractmethod
     def run(self, batch: Any) -> Array:
-        raise NotImplementedError
+        """Logits of the rows that sample."""
 
     def sample(self, rules: Array, draws: Array) -> Array:
         return sample(self.logits, rules, draws)
