@@ -35,6 +35,8 @@ class Changing:
         self.counts = cycle(counts)
     def threads(self):
         return next(self.counts)
+    def ended(self):
+        pass
 
 folder, counts = Path(sys.argv[1]), [int(word) for word in sys.argv[2:]]
 model = open_module(folder, threads=max(counts))  # first, so that the pool has room for all
