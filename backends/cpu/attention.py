@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from .attend import Ahead, Partial, Tile, no_fetch, up_to
-from .emit import bits, const, let, load, prefetch, store, when, widen
+from .emit import bits, const, let, load, prefetch, stack, store, when, widen
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .kv import Pages
@@ -24,6 +24,7 @@ SPAN = 256  # tokens, or a page where that is larger; results depend on it in th
 LINE = 64  # bytes
 MEMBER, TILE = 3, 7  # columns of the tables that say what a step attends to; see `paged_attention`
 Block = Callable[[Expr, Expr, Expr, Ahead], None]
+Fetch = Callable[[Expr], Ahead]  # given how many elements were read before
 
 
 def span_tokens(page: int) -> int:
@@ -78,6 +79,7 @@ def paged_attention(
 
     def body(f: Frame) -> None:
         k_pages, v_pages, members = f["k_pages"], f["v_pages"], f["members"]
+        streams = stack(span_pages, "int64")
 
         def attend(head: Expr, number: Expr) -> None:
             sequence, first, rows, lowest, begin, end, split = (let(f["tiles"][number * TILE + i]) for i in range(TILE))
@@ -96,27 +98,33 @@ def paged_attention(
             def page_base(index: Expr) -> Expr:
                 return pages.base(f["tables"][table + index], head)
 
-            def walk(low: Expr, high: Expr, blocks: int, buffer: Expr, then: tuple[Expr, Expr], handle: Block) -> None:
-                """handle(page index, block, its address, ahead) for each block of the pages low .. high of `buffer`.
-
-                `ahead` fetches the block after it; the address `then` in another buffer is what is read last.
-                """
+            def walk(low: Expr, high: Expr, blocks: int, buffer: Expr, fetch: Fetch, handle: Block) -> None:
+                """handle(page index, block, its address, ahead) for each block of the pages low .. high of `buffer`."""
                 size = (pages.depth if buffer is k_pages else d) * page // blocks
+                with T.serial(0, (high - low) * blocks) as i:
+                    index, block = let(low + i // blocks), let(i % blocks)
+                    handle(index, block, let(page_base(index) + block * size), fetch(let(i * size)))
 
-                def fetch(other: Expr, base: Expr) -> Ahead:
+            def fetch_from(buffer: Expr, c: Expr) -> Fetch:
+                """Ask for the pages of span `c` of `buffer`, a line for each line that is read meanwhile.
+
+                They are asked for in turns, since memory answers several streams faster than one.
+                """
+                if tile_rows > 1:
+                    return lambda done: no_fetch  # many rows take so long that the hardware keeps up
+                for i in range(span_pages):
+                    T.buffer_store(streams, page_base(let(tirx.min(c * span_pages + i, last_page))), [i])
+
+                def fetch(done: Expr) -> Ahead:
                     def ahead(place: Expr, offset: int) -> None:
                         if offset * pages.item % LINE == 0:
-                            prefetch(other, base + place + offset)
+                            line = let((done + place + offset) // (LINE // pages.item))
+                            at = streams[line % span_pages] + line // span_pages * (LINE // pages.item)
+                            prefetch(buffer, at, level=2)
 
-                    return no_fetch if tile_rows > 1 else ahead  # many rows take so long that the hardware keeps up
+                    return ahead
 
-                count = let((high - low) * blocks)
-                with T.serial(0, count - 1) as i:
-                    index, next_index = let(low + i // blocks), let(low + (i + 1) // blocks)
-                    following = let(page_base(next_index) + (i + 1) % blocks * size)
-                    handle(index, let(i % blocks), let(page_base(index) + i % blocks * size), fetch(buffer, following))
-                index = let(high - 1)
-                handle(index, const(blocks - 1), let(page_base(index) + (blocks - 1) * size), fetch(*then))
+                return fetch
 
             def one_span(c: Expr) -> None:
                 low = let(tirx.max(c * span_pages, start // page))
@@ -154,10 +162,10 @@ def paged_attention(
                     base = page_base(let(c * span_pages + column // page))
                     return pages.scales(v_pages, base, column % page + token, lanes)
 
-                walk(low, high, key_blocks, k_pages, (v_pages, page_base(low)), score)
+                walk(low, high, key_blocks, k_pages, fetch_from(v_pages, c), score)
                 panels = let((low - c * span_pages) * key_blocks), let((high - low) * key_blocks)
                 bound.soften(*panels, let(c * span), visible, value_scales if pages.in_bytes else None)
-                walk(low, high, value_blocks, v_pages, (k_pages, page_base(tirx.min(high, last_page))), add)
+                walk(low, high, value_blocks, v_pages, fetch_from(k_pages, c + 1), add)
                 when(split > 0, lambda: keep(c), bound.merge)
 
             def keep(c: Expr) -> None:

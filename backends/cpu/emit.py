@@ -68,9 +68,9 @@ def reduce_add_int(v: Expr) -> Expr:
     return intrinsic("int32", "llvm.vector.reduce.add", v)
 
 
-def prefetch(buffer: Expr, index: Expr) -> None:
-    """Ask for the cache line of `buffer[index]`, to be read soon and kept."""
-    arguments = tirx.address_of(buffer[index]), const(0), const(3), const(1)
+def prefetch(buffer: Expr, index: Expr, level: int = 1) -> None:
+    """Ask for the cache line of `buffer[index]`, to be read soon, into the cache of this level."""
+    arguments = tirx.address_of(buffer[index]), const(0), const(4 - level), const(1)
     T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", *arguments))
 
 
