@@ -20,7 +20,6 @@ from mlc.frontend.checkpoints.folder import Checkpoint, check, open_checkpoint
 from mlc.frontend.nn import Weights
 from mlc.frontend.registry import find
 from mlc.ir import Graph, Tensor, parse_format
-from mlc.ir.arrays import QuantizedArray
 from mlc.options import Options
 from mlc.passes import (
     SCHEMES,
@@ -210,11 +209,9 @@ class CheckpointSource:
         self.checkpoint, self.dtypes = checkpoint, dtypes
 
     def rows(self, name: str, start: int, stop: int) -> Data:
-        format = parse_format(self.dtypes[name])
-        if format is None:
+        if parse_format(self.dtypes[name]) is None:
             return self.checkpoint.rows(name, start, stop)
-        q, scale, bias = self.checkpoint.decoded(name, start, stop)
-        return QuantizedArray(q, scale, bias, format)
+        return self.checkpoint.decoded(name, start, stop)
 
     def release(self) -> None:
         self.checkpoint.release()

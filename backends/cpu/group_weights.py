@@ -12,19 +12,36 @@ from typing import Protocol
 
 from tvm.tirx.script.builder import ir as T
 
-from mlc.ir.types import Format
+from mlc.ir.types import SUPER_GROUP, Format
 
 from .emit import bits, const, f32, let, load, prefetch, splat, store, widen
 from .isa import Isa
-from .kernel import Expr, Frame
+from .kernel import Expr, Frame, Pointer
 
-FLOATS = {"f16": "float16", "f32": "float32"}
+_DTYPES = {"f16": "float16", "f32": "float32", "i8": "int8"}
+
+
+def scale_pointers(format: Format) -> list[Pointer]:
+    """w_scale and so on: the parts of a weight other than its numbers."""
+    return [Pointer(f"w_{name}", _DTYPES[dtype]) for name, (dtype, _) in format.parts.items() if name != "q"]
+
+
+def load_scale(f: Frame, part: str, format: Format, rows: int, group: Expr, row: Expr, lanes: int) -> Expr:
+    """Part `scale` or `bias` of group number `group` as float32, for `lanes` rows of its block from `row` on.
+
+    A row block has `rows` rows; groups are counted through all of them.
+    """
+    value = widen(load(f[f"w_{part}"], group * rows + row, lanes), _DTYPES[format.scale], lanes)
+    if format.scale != "i8":
+        return value
+    above = group // (SUPER_GROUP // format.group) * rows + row
+    return value * widen(load(f[f"w_super_{part}"], above, lanes), "float16", lanes)
 
 
 def zero_point(format: Format, bytes: str) -> int:
     """What the stored integers exceed the meant ones by; `bytes` is the layout's field of that name."""
-    if format.bits == 4:
-        return 8 if format.symmetric else 0
+    if format.bits < 8:
+        return format.zero
     if bytes == "s":
         return 0 if format.symmetric else -128
     return 128 if format.symmetric else 0
@@ -65,21 +82,51 @@ class PackedWeights:
         return self.k // self.format.group
 
     @property
-    def nibbles(self) -> bool:
-        return self.format.bits == 4
-
-    @property
     def stored(self) -> int:
         """Vectors in memory to a group of a row block."""
-        return self.format.group // (8 if self.nibbles else 4)
+        return self.format.group * self.format.bits // 32
+
+    @property
+    def together(self) -> int:
+        """Vectors in memory that are taken apart together: three hold four of 6 bits."""
+        return 3 if self.format.bits == 6 else 1
+
+    @property
+    def cells(self) -> int:
+        """Of so many vectors each, in a step."""
+        return min(self.stored // self.together, {4: 4, 6: 2, 8: 8}[self.format.bits])
 
     @property
     def step(self) -> int:
-        return min(self.stored, 4 if self.nibbles else 8)
+        return self.cells * (4 if self.format.bits == 6 else 1)
 
     @property
     def steps(self) -> int:
-        return self.stored // self.step
+        return self.stored // (self.cells * self.together)
+
+    def quads(self, cell: int) -> tuple[int, ...]:
+        """The numbers of the quads in a cell of a step."""
+        if self.format.bits == 6:
+            return tuple(range(4 * cell, 4 * cell + 4))
+        return (cell, self.stored + cell) if self.format.bits == 4 else (cell,)
+
+    def unpack(self, cell: Sequence[Expr]) -> Iterator[Expr]:
+        """The vectors of those quads."""
+        width, bits = self.isa.lanes * 4, self.format.bits
+        if bits == 8:
+            yield cell[0]
+            return
+        low = splat(const((1 << bits) - 1, "uint8"), width)
+        for v in cell:
+            yield let(v & low)
+        if bits == 4:
+            yield let(shift_down(cell[0], 4, width) & low)
+            return
+        rest: Expr = None
+        for v in cell:
+            top = v & splat(const(0xC0, "uint8"), width)
+            rest = let(shift_down(top if rest is None else rest | top, 2, width))
+        yield rest
 
     @property
     def zero(self) -> int:
@@ -116,36 +163,36 @@ class BoundPacked:
 
     def quads(self, number: Expr, step: Expr) -> Iterator[tuple[int, list[Expr]]]:
         p, width = self.packed, self.packed.isa.lanes * 4
-        for j in range(p.step):
-            raw = [
-                let(load(self.f["w"], ((start + number) * p.stored + (step * p.step + j)) * width, width))
-                for start in self.starts
-            ]
-            if not p.nibbles:
-                yield j, raw
-                continue
-            mask = splat(const(15, "uint8"), width)
-            yield j, [let(v & mask) for v in raw]
-            yield p.stored + j, [let(upper_half(v, width)) for v in raw]
+        for j in range(p.cells):
+            cells = []
+            for start in self.starts:
+                at = (start + number) * p.stored + (step * p.cells + j) * p.together
+                cells.append([let(load(self.f["w"], (at + i) * width, width)) for i in range(p.together)])
+            vectors = zip(*(p.unpack(cell) for cell in cells), strict=True)
+            for quad, found in zip(p.quads(j), vectors, strict=True):
+                yield quad, list(found)
 
     def scales(self, number: Expr) -> tuple[list[Expr], list[Expr]]:
-        p, f, lanes = self.packed, self.f, self.packed.isa.lanes
-        floats = FLOATS[p.format.scale]
-        at = [let((start + number) * lanes) for start in self.starts]
-        scales = [let(widen(load(f["w_scale"], i, lanes), floats, lanes)) for i in at]
+        p, lanes = self.packed, self.packed.isa.lanes
+        groups = [let(start + number) for start in self.starts]
+
+        def part(name: str) -> list[Expr]:
+            return [let(load_scale(self.f, name, p.format, lanes, g, const(0), lanes)) for g in groups]
+
+        scales = part("scale")
         if p.format.symmetric and not p.zero:
             return scales, []
         offsets = [s * splat(f32(-p.zero), lanes) for s in scales] if p.zero else []
         if not p.format.symmetric:
-            biases = [widen(load(f["w_bias"], i, lanes), floats, lanes) for i in at]
+            biases = part("bias")
             offsets = [b + o for b, o in zip(biases, offsets, strict=True)] if offsets else biases
         return scales, [let(o) for o in offsets]
 
 
-def upper_half(v: Expr, width: int) -> Expr:
-    """The high four bits of each of `width` bytes."""
-    shifted = bits(f"uint16x{width // 2}", v) >> splat(const(4, "uint16"), width // 2)
-    return bits(f"uint8x{width}", shifted) & splat(const(15, "uint8"), width)
+def shift_down(v: Expr, count: int, width: int) -> Expr:
+    """`width` bytes, each moved down by `count` bits. The top of a byte gets the bits that its neighbour loses."""
+    shifted = bits(f"uint16x{width // 2}", v) >> splat(const(count, "uint16"), width // 2)
+    return bits(f"uint8x{width}", shifted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +235,7 @@ class UnpackedWeights:
             put(at, 0, scales)
             put(at, 1, offsets)
             with T.serial(0, p.steps) as step:
-                first = let(at + step * (self.width * self.vector * p.step * (2 if p.nibbles else 1)))
+                first = let(at + step * (self.width * self.vector * p.cells * len(p.quads(0))))
                 for i, (_, vectors) in enumerate(source.quads(number, step)):
                     put(first, 2 + i, vectors)
 
@@ -221,7 +268,7 @@ class BoundUnpacked:
 
     def quads(self, number: Expr, step: Expr) -> Iterator[tuple[int, list[Expr]]]:
         p = self.unpacked.packed
-        order = [n for j in range(p.step) for n in ((j, p.stored + j) if p.nibbles else (j,))]
+        order = [quad for j in range(p.cells) for quad in p.quads(j)]
         for i, quad in enumerate(order):
             yield quad, [let(v) for v in self._vectors(number, step * len(order) + (2 + i))]
 
