@@ -6,7 +6,7 @@ vector of `lanes` rows times four bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -110,23 +110,20 @@ class PackedWeights:
             return tuple(range(4 * cell, 4 * cell + 4))
         return (cell, self.stored + cell) if self.format.bits == 4 else (cell,)
 
-    def unpack(self, cell: Sequence[Expr]) -> Iterator[Expr]:
-        """The vectors of those quads."""
+    def unpack(self, cell: Iterable[Expr]) -> Iterator[Expr]:
+        """The vectors of those quads. As few as possible are in registers at a time."""
         width, bits = self.isa.lanes * 4, self.format.bits
-        if bits == 8:
-            yield cell[0]
-            return
         low = splat(const((1 << bits) - 1, "uint8"), width)
-        for v in cell:
-            yield let(v & low)
-        if bits == 4:
-            yield let(shift_down(cell[0], 4, width) & low)
-            return
         rest: Expr = None
         for v in cell:
-            top = v & splat(const(0xC0, "uint8"), width)
-            rest = let(shift_down(top if rest is None else rest | top, 2, width))
-        yield rest
+            if bits == 6:
+                top = v & splat(const(0xC0, "uint8"), width)
+                rest = let(shift_down(top if rest is None else rest | top, 2, width))
+            elif bits == 4:
+                rest = shift_down(v, 4, width) & low
+            yield v if bits == 8 else let(v & low)
+        if bits < 8:
+            yield let(rest)
 
     @property
     def zero(self) -> int:
@@ -162,15 +159,18 @@ class BoundPacked:
                     prefetch(self.f["w"], (start + number) * size + (self.ahead + line))
 
     def quads(self, number: Expr, step: Expr) -> Iterator[tuple[int, list[Expr]]]:
-        p, width = self.packed, self.packed.isa.lanes * 4
+        p = self.packed
         for j in range(p.cells):
-            cells = []
-            for start in self.starts:
-                at = (start + number) * p.stored + (step * p.cells + j) * p.together
-                cells.append([let(load(self.f["w"], (at + i) * width, width)) for i in range(p.together)])
-            vectors = zip(*(p.unpack(cell) for cell in cells), strict=True)
+            first = [(start + number) * p.stored + (step * p.cells + j) * p.together for start in self.starts]
+            vectors = zip(*(p.unpack(self._cell(at)) for at in first), strict=True)
             for quad, found in zip(p.quads(j), vectors, strict=True):
                 yield quad, list(found)
+
+    def _cell(self, first: Expr) -> Iterator[Expr]:
+        """The vectors from number `first` on."""
+        width = self.packed.isa.lanes * 4
+        for i in range(self.packed.together):
+            yield let(load(self.f["w"], (first + i) * width, width))
 
     def scales(self, number: Expr) -> tuple[list[Expr], list[Expr]]:
         p, lanes = self.packed, self.packed.isa.lanes
