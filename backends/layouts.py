@@ -10,7 +10,9 @@ block, and a thread that owns a block owns a slice of every part. Rows beyond n 
                               bits of the three are one of quad 3, its lowest two bits first
     r16k4u  8 bits     q      [blocks][k / group][group / 4][16][4], unsigned: symmetric numbers have 128 added
     r16k4s  8 bits     q      the same, signed: asymmetric numbers have 128 taken away
-            quantized  scale  [blocks][k / group][16], and bias likewise; super_scale [blocks][k / 256][16] likewise
+            quantized  scale  [blocks][k / group][16], and bias likewise
+            two-level  scale  [blocks][k / 256][bytes], as one stream: super_scale f16[16] (and super_bias), then for
+                              each group scale i8[16] (and bias)
 """
 
 from __future__ import annotations
@@ -102,7 +104,14 @@ def pack(array: Array | QuantizedArray, layout: Layout) -> dict[str, Array]:
     words = np.ascontiguousarray(stored).reshape(n, -1).view(np.uint32)
     q = _interleave(words, layout.rows).view(np.uint8)
     shared = {name: _interleave(part, layout.rows) for name, part in array.parts.items() if name != "q"}
+    if f.scale == "i8":
+        shared = {"scale": _join_levels(shared)}
     return {"q": q.reshape(q.shape[0], k // f.group, -1, layout.rows, 4), **shared}
+
+
+def packed_parts(format: Format) -> tuple[str, ...]:
+    """The names of what `pack` makes of an array."""
+    return ("q", "scale") if format.symmetric or format.scale == "i8" else ("q", "scale", "bias")
 
 
 def unpack(parts: Mapping[str, Array], layout: Layout, n: int, format: Format | None) -> Array | QuantizedArray:
@@ -123,8 +132,27 @@ def unpack(parts: Mapping[str, Array], layout: Layout, n: int, format: Format | 
         stored = stored ^ np.uint8(128)
     if format.bits == 8 and format.symmetric:
         stored = stored.view(np.int8)
-    shared = {name: _separate(part, n) for name, part in parts.items() if name != "q"}
+    levels = _split_levels(parts["scale"], layout.rows, format) if format.scale == "i8" else parts
+    shared = {name: _separate(part, n) for name, part in levels.items() if name != "q"}
     return QuantizedArray.of({"q": stored, **shared}, format)
+
+
+def _join_levels(parts: Mapping[str, Array]) -> Array:
+    """Interleaved scales, biases and what is above them, [blocks, .., rows], as u8[blocks, k / 256, bytes]."""
+    blocks, supers, rows = parts["super_scale"].shape
+    above = [part.view(np.uint8) for name, part in parts.items() if name.startswith("super_")]
+    groups = [part.reshape(blocks, supers, -1, rows) for name, part in parts.items() if not name.startswith("super_")]
+    below = np.stack(groups, axis=3).view(np.uint8).reshape(blocks, supers, -1)
+    return np.concatenate([*above, below], axis=-1)
+
+
+def _split_levels(joined: Array, rows: int, format: Format) -> dict[str, Array]:
+    """The inverse of `_join_levels`."""
+    names = ("scale",) if format.symmetric else ("scale", "bias")
+    above = np.split(np.ascontiguousarray(joined[..., : 2 * rows * len(names)]).view(np.float16), len(names), axis=-1)
+    below = joined[..., 2 * rows * len(names) :].view(np.int8).reshape(*joined.shape[:2], -1, len(names), rows)
+    found = {name: below[..., i, :].reshape(len(joined), -1, rows) for i, name in enumerate(names)}
+    return found | {f"super_{name}": part for name, part in zip(names, above, strict=True)}
 
 
 def _interleave(array: Array, rows: int) -> Array:

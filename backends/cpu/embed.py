@@ -18,7 +18,7 @@ from .linear_float import DTYPES
 def embed(k: int, format: Format | str, layout: Layout) -> Kernel:
     """y f32[rows, k] = rows `ids` i32[rows] of w[n, k], in `format` (f32, f16, bf16, or quantized) and `layout`.
 
-    Pointers: ids; w and, quantized, the other parts of the format; y. `ids` are not checked.
+    Pointers: ids; w and, quantized, w_scale and perhaps w_bias; y. `ids` are not checked.
     """
     pointers = [Pointer("ids", "int32")]
     if isinstance(format, Format):

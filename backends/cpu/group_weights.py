@@ -14,16 +14,17 @@ from tvm.tirx.script.builder import ir as T
 
 from mlc.ir.types import SUPER_GROUP, Format
 
-from .emit import bits, const, f32, let, load, prefetch, splat, store, widen
+from ..layouts import packed_parts
+from .emit import bits, const, f32, let, load, prefetch, splat, store, vector, widen
 from .isa import Isa
 from .kernel import Expr, Frame, Pointer
 
-_DTYPES = {"f16": "float16", "f32": "float32", "i8": "int8"}
+_DTYPES = {"f16": "float16", "f32": "float32", "i8": "uint8"}  # of a packed scale
 
 
 def scale_pointers(format: Format) -> list[Pointer]:
-    """w_scale and so on: the parts of a weight other than its numbers."""
-    return [Pointer(f"w_{name}", _DTYPES[dtype]) for name, (dtype, _) in format.parts.items() if name != "q"]
+    """w_scale and perhaps w_bias: the packed parts of a weight other than its numbers."""
+    return [Pointer(f"w_{name}", _DTYPES[format.scale]) for name in packed_parts(format) if name != "q"]
 
 
 def load_scale(f: Frame, part: str, format: Format, rows: int, group: Expr, row: Expr, lanes: int) -> Expr:
@@ -31,11 +32,15 @@ def load_scale(f: Frame, part: str, format: Format, rows: int, group: Expr, row:
 
     A row block has `rows` rows; groups are counted through all of them.
     """
-    value = widen(load(f[f"w_{part}"], group * rows + row, lanes), _DTYPES[format.scale], lanes)
     if format.scale != "i8":
-        return value
-    above = group // (SUPER_GROUP // format.group) * rows + row
-    return value * widen(load(f[f"w_super_{part}"], above, lanes), "float16", lanes)
+        return widen(load(f[f"w_{part}"], group * rows + row, lanes), _DTYPES[format.scale], lanes)
+    groups, count = SUPER_GROUP // format.group, 1 if format.symmetric else 2
+    number = 0 if part == "scale" else 1
+    start = let(group // groups * (rows * count * (2 + groups)))
+    above = load(f["w_scale"], start + (rows * number + row) * 2, lanes * 2)
+    below = load(f["w_scale"], start + (rows * 2 * count + (group % groups * count + number) * rows + row), lanes)
+    whole, half = bits(vector("int8", lanes), below), bits(vector("float16", lanes), above)
+    return widen(whole, "int8", lanes) * widen(half, "float16", lanes)
 
 
 def zero_point(format: Format, bytes: str) -> int:

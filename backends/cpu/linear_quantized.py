@@ -31,8 +31,8 @@ def linear_quantized(
 ) -> Kernel:
     """y f32[rows, n] = dequantize(x) dequantize(w)^T (+ bias) (+ residual), w being `format`[n, k].
 
-    Pointers: x int8[rows, k], x_scale f32[rows, k / group], x_sum f32[rows, k / group]; w and the other
-    parts of the format as packed; bias f32[n] where asked for; residual f32[rows, n] with `accumulate` (y itself may be
+    Pointers: x int8[rows, k], x_scale f32[rows, k / group], x_sum f32[rows, k / group]; w, w_scale and
+    perhaps w_bias as packed; bias f32[n] where asked for; residual f32[rows, n] with `accumulate` (y itself may be
     given); y; scratch where the kernel needs it.
     """
     output = Output(n, isa.lanes, 1, bias, accumulate)

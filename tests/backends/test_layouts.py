@@ -101,6 +101,20 @@ def test_three_bytes_hold_four_numbers_of_6_bits() -> None:
                 assert sum(int(kept[j] >> 6) << 2 * j for j in range(3)) == numbers[3, i]
 
 
+def test_scales_of_two_levels_are_one_stream() -> None:
+    array = quantized(2, 512, Format(4, 128, symmetric=False, scale="i8"))
+    assert array.bias is not None and array.super_scale is not None and array.super_bias is not None
+    scale = pack(array, Layout(4, True))["scale"]
+    assert scale.shape == (1, 2, 2 * 4 * 2 + 2 * 2 * 4)
+    for row in range(2):
+        for j in range(2):
+            above, below = scale[0, j, :16].view(np.float16), scale[0, j, 16:].view(np.int8)
+            assert above[[row, 4 + row]].tolist() == [array.super_scale[row, j], array.super_bias[row, j]]
+            for g in range(2):
+                assert below[8 * g + row] == array.scale[row, 2 * j + g]
+                assert below[8 * g + 4 + row] == array.bias[row, 2 * j + g]
+
+
 @pytest.mark.parametrize("text", ["r16", "r32", "r16k4", "r16k4u", "r8k4s"])
 def test_the_name_of_a_layout_is_its_whole_description(text: str) -> None:
     assert str(parse_layout(text)) == text

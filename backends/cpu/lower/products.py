@@ -8,7 +8,7 @@ from __future__ import annotations
 from mlc.ir import Node
 from mlc.ir import ops as o
 
-from ...layouts import parse_layout
+from ...layouts import packed_parts, parse_layout
 from ...lowering import Parts, fixed, lowers, rows_of, size_of
 from ...program import Guard, Ref
 from ..embed import embed
@@ -32,7 +32,7 @@ def _weight_pointers(parts: Parts) -> dict[str, Ref]:
 def _constant(x: CpuLowering, node: Node) -> None:
     t, name = node.output.tensor, node.text("name")
     if t.format:
-        x.place(node.output, {part: Ref("weight", f"{name}.{part}") for part in t.format.parts})
+        x.place(node.output, {part: Ref("weight", f"{name}.{part}") for part in packed_parts(t.format)})
     elif t.layout:
         x.place(node.output, {"w": Ref("weight", f"{name}.w")})
     else:
