@@ -103,8 +103,7 @@ class _Reader:
             return pack(_bits(self.rows(node.inputs[0], start, stop)), parse_layout(value.tensor.layout))
         data = self.rows(value, start, stop)
         if isinstance(data, QuantizedArray):
-            parts = {"q": data.q, "scale": data.scale}
-            return parts if data.bias is None else {**parts, "bias": data.bias}
+            return data.parts
         bits = _bits(data)
         assert not isinstance(bits, QuantizedArray)
         return {"": bits}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from mlc.errors import TypeMismatch
 
 NUMBER_BITS = {"f32": 32, "f16": 16, "bf16": 16, "i32": 32, "i8": 8, "u8": 8}
+SUPER_GROUP = 256  # numbers of a row that share the f16 factor of their int8 scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,11 @@ def parse_dim(text: str) -> Dim:
 class Format:
     """How a quantized tensor stores its last axis: `bits` per number, one scale for each `group` of them.
 
-    Symmetric: w = scale * (q - 8) with q in 0..15 (4 bits), w = scale * q with q in -128..127 (8 bits).
-    Asymmetric: w = scale * q + bias with unsigned q; scale and bias are stored as `scale`.
-    Text: q4_g32, q4a_g32 (asymmetric), q8_g16_f32 (f32 scales; f16 is not written).
+    Symmetric: w = scale * (q - zero) with q in 0..15 and zero 8 (4 bits), q in 0..63 and zero 32 (6 bits), q in
+    -128..127 and zero 0 (8 bits). Asymmetric: w = scale * q + bias with unsigned q.
+    Scale and bias are stored as `scale`. With i8 they have two levels, as in ggml's K-quants: the stored int8 times an
+    f16 for each 256 numbers of a row, `super_scale` or `super_bias`.
+    Text: q4_g32, q4a_g32 (asymmetric), q8_g16_f32 (f32 scales; f16 is not written), q6_g16_i8.
     """
 
     bits: int
@@ -97,11 +100,35 @@ class Format:
         return text if self.scale == "f16" else f"{text}_{self.scale}"
 
     @property
+    def zero(self) -> int:
+        """The stored number that stands for 0; asymmetric formats have a bias instead."""
+        return 1 << (self.bits - 1) if self.symmetric and self.bits < 8 else 0
+
+    @property
+    def parts(self) -> dict[str, tuple[str, int]]:
+        """By name, what makes up a tensor: its dtype, and how many numbers of a row share one of it.
+
+        `q` has a byte for each number before it is packed.
+        """
+        names = ("scale",) if self.symmetric else ("scale", "bias")
+        found = {"q": ("i8" if self.symmetric and self.bits == 8 else "u8", 1)}
+        found |= {name: (self.scale, self.group) for name in names}
+        if self.scale == "i8":
+            found |= {f"super_{name}": ("f16", SUPER_GROUP) for name in names}
+        return found
+
+    @property
+    def width_unit(self) -> int:
+        """Rows are a multiple of so many numbers."""
+        return max(numbers for _, numbers in self.parts.values())
+
+    @property
     def bits_per_weight(self) -> float:
-        return self.bits + (1 if self.symmetric else 2) * NUMBER_BITS[self.scale] / self.group
+        shared = [NUMBER_BITS[dtype] / numbers for part, (dtype, numbers) in self.parts.items() if part != "q"]
+        return self.bits + sum(shared)
 
 
-_FORMAT = re.compile(r"q(4|8)(a?)_g([1-9][0-9]{0,8})(?:_(f32))?")
+_FORMAT = re.compile(r"q(4|6|8)(a?)_g([1-9][0-9]{0,8})(?:_(f32|i8))?")
 
 
 def parse_format(dtype: str) -> Format | None:
@@ -109,7 +136,8 @@ def parse_format(dtype: str) -> Format | None:
     match = _FORMAT.fullmatch(dtype)
     if not match:
         return None
-    return Format(int(match[1]), int(match[3]), not match[2], match[4] or "f16")
+    format = Format(int(match[1]), int(match[3]), not match[2], match[4] or "f16")
+    return format if format.scale != "i8" or SUPER_GROUP % format.group == 0 else None
 
 
 FLOATS = ("f32", "f16", "bf16")

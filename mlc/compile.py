@@ -20,7 +20,6 @@ from mlc.frontend.checkpoints.folder import Checkpoint, check, open_checkpoint
 from mlc.frontend.nn import Weights
 from mlc.frontend.registry import find
 from mlc.ir import Graph, Tensor, parse_format
-from mlc.ir.arrays import QuantizedArray
 from mlc.options import Options
 from mlc.passes import (
     SCHEMES,
@@ -76,11 +75,10 @@ def _unread(names: Iterable[str], used: Collection[str]) -> set[str]:
 
 def stages(model: Model, options: Options, layout: Callable[[Tensor], str]) -> dict[str, Graph]:
     """The graph after each pass, by the name `mlc show --stage` knows it by."""
-    scheme = SCHEMES.get(options.quant)
     passes: list[tuple[str, Callable[[Graph], Graph]]] = [
         ("frontend", clean),
         ("fused", fuse),
-        ("quantized", Quantize(linear=scheme) if scheme else clean),
+        ("quantized", Quantize(SCHEMES.get(options.quant), SCHEMES.get(options.edge_quant))),
         ("activations", quantize_activations),
         ("packed", Pack(layout)),
     ]
@@ -133,7 +131,7 @@ def compile_model(path: Path, name: str, out: Path, options: Options, progress: 
                 model_type=str(model.raw["model_type"]),
                 created_by=f"mlc {__version__}, {versions()}",
                 target=describe(isa),
-                quantization=options.quant,
+                quantization=_quantization(options),
                 kv_type=program.kv_dtype,
                 parameters=count_parameters(model.graph),
                 context=model.config.context if program.kv_layers else 0,
@@ -148,6 +146,13 @@ def compile_model(path: Path, name: str, out: Path, options: Options, progress: 
         progress(PHASES[4], 1)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _quantization(options: Options) -> str:
+    """What was asked for, as `mlc show` and `mlc bench` print it."""
+    if options.embedding_quant == "auto":
+        return options.quant
+    return f"{options.quant}, embeddings {options.embedding_quant}"
 
 
 ENCODER_BATCH = 8  # texts or images that an encoder takes at once
@@ -210,11 +215,9 @@ class CheckpointSource:
         self.checkpoint, self.dtypes = checkpoint, dtypes
 
     def rows(self, name: str, start: int, stop: int) -> Data:
-        format = parse_format(self.dtypes[name])
-        if format is None:
+        if parse_format(self.dtypes[name]) is None:
             return self.checkpoint.rows(name, start, stop)
-        q, scale, bias = self.checkpoint.decoded(name, start, stop)
-        return QuantizedArray(q, scale, bias, format)
+        return self.checkpoint.decoded(name, start, stop)
 
     def release(self) -> None:
         self.checkpoint.release()

@@ -41,6 +41,7 @@ class Engine(api.Engine):
         model: str | Path | None = None,
         *,
         quant: str = "none",
+        embedding_quant: str = "auto",
         target: str = "host",
         kv_type: str = "auto",
         threads: int | None = None,
@@ -52,10 +53,11 @@ class Engine(api.Engine):
     ) -> None:
         """`model` is a hub id, a checkpoint's folder, a .gguf file or a compiled model; None is the bundled one.
 
-        `quant` and `target` say how to compile it. `progress` is told (phase, share done) meanwhile, `note` in a line
-        what was reused or made. The other arguments are those of `mlc.runtime.api.Engine`. Raises MlcError.
+        `quant`, `embedding_quant`, `target` and `kv_type` say how to compile it. `progress` is told (phase, share done)
+        meanwhile, `note` in a line what was reused or made. The other arguments are those of `mlc.runtime.api.Engine`.
+        Raises MlcError.
         """
-        options = Options(quant=quant, target=target, kv_type=kv_type)
+        options = Options(quant, target, kv_type, embedding_quant=embedding_quant)
         with _main_module_left_alone():
             folder = prepare(None if model is None else str(model), options, progress, note)
         super().__init__(folder, threads=threads, max_context=max_context, kv_tokens=kv_tokens, settings=settings)

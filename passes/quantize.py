@@ -13,7 +13,7 @@ from mlc.ir import ops as o
 from .constants import constant_values
 from .rewrite import rebuild
 
-SCHEMES = {"q4": "q4_g32", "q4a": "q4a_g32", "q8": "q8_g32", "q8a": "q8a_g32"}
+SCHEMES = {"q4": "q4_g32", "q4a": "q4a_g32", "q6": "q6_g32", "q8": "q8_g32", "q8a": "q8a_g32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +21,12 @@ class Quantize:
     """Round the weights of every product and the embedding table.
 
     `linear` is the format of the weights; `edge` that of the embedding table and of the product that reads the same
-    table or makes the logits. A weight whose width is no multiple of the group stays as it is, and so does one that the
-    checkpoint stores quantized.
+    table or makes the logits; None leaves them as they are. A weight whose width is no multiple of the group stays as
+    it is, too, and so does one that the checkpoint stores quantized.
     """
 
-    linear: str = "q4_g32"
-    edge: str = "q8_g32"
+    linear: str | None = "q4_g32"
+    edge: str | None = "q8_g32"
 
     def __call__(self, graph: Graph) -> Graph:
         constant, producers = constant_values(graph), graph.producers()
@@ -48,10 +48,13 @@ class Quantize:
                     continue
                 w = node.inputs[0] if node.op.name == "embed" else node.inputs[1]
                 edge = w in tables or node.outputs[0] is logits
-                format = parse_format(self.edge if edge else self.linear)
-                assert format is not None
+                wanted = self.edge if edge else self.linear
                 width = w.tensor.shape[-1]
-                if w not in constant or w.tensor.format or not isinstance(width, int) or width % format.group:
+                if wanted is None or w not in constant or w.tensor.format or not isinstance(width, int):
+                    continue
+                format = parse_format(wanted)
+                assert format is not None
+                if width % format.width_unit:
                     continue
                 if node.op.name == "embed":
                     new = o.embed(quantized(w, format), node.inputs[1])

@@ -222,7 +222,7 @@ class BoundTile:
                 for m in range(rows):
                     four = let(bits(f"int8x{lanes * 4}", splat(bits("int32", memory[places[m] + i]), lanes)))
                     for v in range(vectors):
-                        dot = Dot(t.isa, sums[m * vectors + v], nibbles=False)
+                        dot = Dot(t.isa, sums[m * vectors + v], weight_bits=8)
                         dot.add(keys[v], four)
                         sums[m * vectors + v] = dot.total()
             for v in range(vectors):

@@ -14,10 +14,10 @@ from .kernel import Expr
 class Dots:
     """A `Dot` for each row of x and row block of w: row t, block b at t * blocks + b."""
 
-    def __init__(self, isa: Isa, starts: Sequence[Expr | None], blocks: int, *, nibbles: bool) -> None:
+    def __init__(self, isa: Isa, starts: Sequence[Expr | None], blocks: int, *, weight_bits: int) -> None:
         """`starts` are the int32 vectors to add to, None for zero, in that order."""
         self.isa, self.starts, self.blocks = isa, starts, blocks
-        self._dots = [Dot(isa, start, nibbles=nibbles) for start in starts]
+        self._dots = [Dot(isa, start, weight_bits=weight_bits) for start in starts]
 
     def add(self, x: Expr, at: Sequence[Expr], quad: int, weights: Sequence[Expr]) -> None:
         """Add the products of one vector of each block with the bytes `at[t] + 4 * quad` .. + 3 of each row of x.
@@ -77,8 +77,8 @@ class PairedDots(Dots):
         return [let(v if s is None else v + s) for v, s in zip(found, self.starts, strict=True)]
 
 
-def dots(isa: Isa, starts: Sequence[Expr | None], blocks: int, *, nibbles: bool) -> Dots:
+def dots(isa: Isa, starts: Sequence[Expr | None], blocks: int, *, weight_bits: int) -> Dots:
     """The fastest of these for so many rows."""
     if isa.pairs and len(starts) // blocks % 2 == 0:
         return PairedDots(isa, starts, blocks)
-    return Dots(isa, starts, blocks, nibbles=nibbles)
+    return Dots(isa, starts, blocks, weight_bits=weight_bits)

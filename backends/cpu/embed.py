@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm.tirx.script.builder import ir as T
 
 from mlc.ir.types import Format
 
 from ..layouts import Layout
 from .emit import const, let, load, splat, store, widen
-from .group_weights import FLOATS, zero_point
+from .group_weights import load_scale, scale_pointers, zero_point
 from .kernel import Expr, Frame, Kernel, Pointer
 from .linear_float import DTYPES
 
@@ -20,9 +22,7 @@ def embed(k: int, format: Format | str, layout: Layout) -> Kernel:
     """
     pointers = [Pointer("ids", "int32")]
     if isinstance(format, Format):
-        pointers += [Pointer("w", "uint8" if layout.bytes != "s" else "int8"), Pointer("w_scale", FLOATS[format.scale])]
-        if not format.symmetric:
-            pointers.append(Pointer("w_bias", FLOATS[format.scale]))
+        pointers += [Pointer("w", "uint8" if layout.bytes != "s" else "int8"), *scale_pointers(format)]
     else:
         pointers.append(Pointer("w", DTYPES[format]))
     pointers.append(Pointer("y", "float32"))
@@ -43,25 +43,41 @@ def embed(k: int, format: Format | str, layout: Layout) -> Kernel:
 
 
 def _quantized(f: Frame, k: int, format: Format, layout: Layout, block: Expr, lane: Expr, out: Expr) -> None:
-    nibbles = format.bits == 4
-    quads = format.group // (8 if nibbles else 4)  # groups of four bytes in a group
-    floats = FLOATS[format.scale]
+    stored = format.group * format.bits // 32  # fours of bytes to a group
     zero = splat(const(zero_point(format, layout.bytes)), 4)
     with T.serial(0, k // format.group) as number:
         group = let(block * (k // format.group) + number)
-        scale = let(splat(widen(f["w_scale"][group * layout.rows + lane], floats, 1), 4))
-        bias = None if format.symmetric else let(splat(widen(f["w_bias"][group * layout.rows + lane], floats, 1), 4))
+        scale, bias = (
+            let(splat(load_scale(f, part, format, layout.rows, group, lane, 1), 4)) if part in format.parts else None
+            for part in ("scale", "bias")
+        )
         start = let(out + number * format.group)
 
         def write(at: Expr, stored: Expr) -> None:
             value = (stored - zero).astype("float32x4") * scale
             store(f["y"], at, value if bias is None else value + bias, 4)
 
-        with T.serial(0, quads) as quad:
-            four = load(f["w"], ((group * quads + quad) * layout.rows + lane) * 4, 4)
-            stored = let(four.astype("int32x4"))
-            if nibbles:
-                write(start + quad * 4, stored & splat(const(15), 4))
-                write(start + (quad * 4 + format.group // 2), stored >> splat(const(4), 4))
+        def four(number: Expr) -> Expr:
+            at = ((group * stored + number) * layout.rows + lane) * 4
+            return let(load(f["w"], at, 4).astype("int32x4"))
+
+        if format.bits == 6:
+            with T.serial(0, stored // 3) as cell:
+                _sixteen(write, start + cell * 16, [four(cell * 3 + i) for i in range(3)])
+            return
+        with T.serial(0, stored) as quad:
+            numbers = four(quad)
+            if format.bits == 4:
+                write(start + quad * 4, numbers & splat(const(15), 4))
+                write(start + (quad * 4 + format.group // 2), numbers >> splat(const(4), 4))
             else:
-                write(start + quad * 4, stored)
+                write(start + quad * 4, numbers)
+
+
+def _sixteen(write: Callable[[Expr, Expr], None], at: Expr, fours: list[Expr]) -> None:
+    """Write 16 numbers of 6 bits from `at` on, kept in three times four bytes."""
+    rest = const(0)
+    for i, numbers in enumerate(fours):
+        write(at + i * 4, numbers & splat(const(63), 4))
+        rest = (numbers >> splat(const(6), 4) << splat(const(2 * i), 4)) | (rest if i else splat(rest, 4))
+    write(at + 12, let(rest))

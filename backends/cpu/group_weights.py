@@ -6,25 +6,47 @@ vector of `lanes` rows times four bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from tvm.tirx.script.builder import ir as T
 
-from mlc.ir.types import Format
+from mlc.ir.types import SUPER_GROUP, Format
 
-from .emit import bits, const, f32, let, load, prefetch, splat, store, widen
+from ..layouts import packed_parts
+from .emit import bits, const, f32, let, load, prefetch, splat, store, vector, widen
 from .isa import Isa
-from .kernel import Expr, Frame
+from .kernel import Expr, Frame, Pointer
 
-FLOATS = {"f16": "float16", "f32": "float32"}
+_DTYPES = {"f16": "float16", "f32": "float32", "i8": "uint8"}  # of a packed scale
+
+
+def scale_pointers(format: Format) -> list[Pointer]:
+    """w_scale and perhaps w_bias: the packed parts of a weight other than its numbers."""
+    return [Pointer(f"w_{name}", _DTYPES[format.scale]) for name in packed_parts(format) if name != "q"]
+
+
+def load_scale(f: Frame, part: str, format: Format, rows: int, group: Expr, row: Expr, lanes: int) -> Expr:
+    """Part `scale` or `bias` of group number `group` as float32, for `lanes` rows of its block from `row` on.
+
+    A row block has `rows` rows; groups are counted through all of them.
+    """
+    if format.scale != "i8":
+        return widen(load(f[f"w_{part}"], group * rows + row, lanes), _DTYPES[format.scale], lanes)
+    groups, count = SUPER_GROUP // format.group, 1 if format.symmetric else 2
+    number = 0 if part == "scale" else 1
+    start = let(group // groups * (rows * count * (2 + groups)))
+    above = load(f["w_scale"], start + (rows * number + row) * 2, lanes * 2)
+    below = load(f["w_scale"], start + (rows * 2 * count + (group % groups * count + number) * rows + row), lanes)
+    whole, half = bits(vector("int8", lanes), below), bits(vector("float16", lanes), above)
+    return widen(whole, "int8", lanes) * widen(half, "float16", lanes)
 
 
 def zero_point(format: Format, bytes: str) -> int:
     """What the stored integers exceed the meant ones by; `bytes` is the layout's field of that name."""
-    if format.bits == 4:
-        return 8 if format.symmetric else 0
+    if format.bits < 8:
+        return format.zero
     if bytes == "s":
         return 0 if format.symmetric else -128
     return 128 if format.symmetric else 0
@@ -65,21 +87,48 @@ class PackedWeights:
         return self.k // self.format.group
 
     @property
-    def nibbles(self) -> bool:
-        return self.format.bits == 4
-
-    @property
     def stored(self) -> int:
         """Vectors in memory to a group of a row block."""
-        return self.format.group // (8 if self.nibbles else 4)
+        return self.format.group * self.format.bits // 32
+
+    @property
+    def together(self) -> int:
+        """Vectors in memory that are taken apart together: three hold four of 6 bits."""
+        return 3 if self.format.bits == 6 else 1
+
+    @property
+    def cells(self) -> int:
+        """Of so many vectors each, in a step."""
+        return min(self.stored // self.together, {4: 4, 6: 2, 8: 8}[self.format.bits])
 
     @property
     def step(self) -> int:
-        return min(self.stored, 4 if self.nibbles else 8)
+        return self.cells * (4 if self.format.bits == 6 else 1)
 
     @property
     def steps(self) -> int:
-        return self.stored // self.step
+        return self.stored // (self.cells * self.together)
+
+    def quads(self, cell: int) -> tuple[int, ...]:
+        """The numbers of the quads in a cell of a step."""
+        if self.format.bits == 6:
+            return tuple(range(4 * cell, 4 * cell + 4))
+        return (cell, self.stored + cell) if self.format.bits == 4 else (cell,)
+
+    def unpack(self, cell: Iterable[Expr]) -> Iterator[Expr]:
+        """The vectors of those quads. As few as possible are in registers at a time."""
+        width, bits = self.isa.lanes * 4, self.format.bits
+        low = splat(const((1 << bits) - 1, "uint8"), width)
+        rest: Expr = None
+        for v in cell:
+            if bits == 6:
+                top = v & splat(const(0xC0, "uint8"), width)
+                rest = let(shift_down(top if rest is None else rest | top, 2, width))
+            elif bits == 4:
+                rest = shift_down(v, 4, width) & low
+            yield v if bits == 8 else let(v & low)
+        if bits < 8:
+            yield let(rest)
 
     @property
     def zero(self) -> int:
@@ -115,37 +164,40 @@ class BoundPacked:
                     prefetch(self.f["w"], (start + number) * size + (self.ahead + line))
 
     def quads(self, number: Expr, step: Expr) -> Iterator[tuple[int, list[Expr]]]:
-        p, width = self.packed, self.packed.isa.lanes * 4
-        for j in range(p.step):
-            raw = [
-                let(load(self.f["w"], ((start + number) * p.stored + (step * p.step + j)) * width, width))
-                for start in self.starts
-            ]
-            if not p.nibbles:
-                yield j, raw
-                continue
-            mask = splat(const(15, "uint8"), width)
-            yield j, [let(v & mask) for v in raw]
-            yield p.stored + j, [let(upper_half(v, width)) for v in raw]
+        p = self.packed
+        for j in range(p.cells):
+            first = [(start + number) * p.stored + (step * p.cells + j) * p.together for start in self.starts]
+            vectors = zip(*(p.unpack(self._cell(at)) for at in first), strict=True)
+            for quad, found in zip(p.quads(j), vectors, strict=True):
+                yield quad, list(found)
+
+    def _cell(self, first: Expr) -> Iterator[Expr]:
+        """The vectors from number `first` on."""
+        width = self.packed.isa.lanes * 4
+        for i in range(self.packed.together):
+            yield let(load(self.f["w"], (first + i) * width, width))
 
     def scales(self, number: Expr) -> tuple[list[Expr], list[Expr]]:
-        p, f, lanes = self.packed, self.f, self.packed.isa.lanes
-        floats = FLOATS[p.format.scale]
-        at = [let((start + number) * lanes) for start in self.starts]
-        scales = [let(widen(load(f["w_scale"], i, lanes), floats, lanes)) for i in at]
+        p, lanes = self.packed, self.packed.isa.lanes
+        groups = [let(start + number) for start in self.starts]
+
+        def part(name: str) -> list[Expr]:
+            return [let(load_scale(self.f, name, p.format, lanes, g, const(0), lanes)) for g in groups]
+
+        scales = part("scale")
         if p.format.symmetric and not p.zero:
             return scales, []
         offsets = [s * splat(f32(-p.zero), lanes) for s in scales] if p.zero else []
         if not p.format.symmetric:
-            biases = [widen(load(f["w_bias"], i, lanes), floats, lanes) for i in at]
+            biases = part("bias")
             offsets = [b + o for b, o in zip(biases, offsets, strict=True)] if offsets else biases
         return scales, [let(o) for o in offsets]
 
 
-def upper_half(v: Expr, width: int) -> Expr:
-    """The high four bits of each of `width` bytes."""
-    shifted = bits(f"uint16x{width // 2}", v) >> splat(const(4, "uint16"), width // 2)
-    return bits(f"uint8x{width}", shifted) & splat(const(15, "uint8"), width)
+def shift_down(v: Expr, count: int, width: int) -> Expr:
+    """`width` bytes, each moved down by `count` bits. The top of a byte gets the bits that its neighbour loses."""
+    shifted = bits(f"uint16x{width // 2}", v) >> splat(const(count, "uint16"), width // 2)
+    return bits(f"uint8x{width}", shifted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +240,7 @@ class UnpackedWeights:
             put(at, 0, scales)
             put(at, 1, offsets)
             with T.serial(0, p.steps) as step:
-                first = let(at + step * (self.width * self.vector * p.step * (2 if p.nibbles else 1)))
+                first = let(at + step * (self.width * self.vector * p.cells * len(p.quads(0))))
                 for i, (_, vectors) in enumerate(source.quads(number, step)):
                     put(first, 2 + i, vectors)
 
@@ -221,7 +273,7 @@ class BoundUnpacked:
 
     def quads(self, number: Expr, step: Expr) -> Iterator[tuple[int, list[Expr]]]:
         p = self.unpacked.packed
-        order = [n for j in range(p.step) for n in ((j, p.stored + j) if p.nibbles else (j,))]
+        order = [quad for j in range(p.cells) for quad in p.quads(j)]
         for i, quad in enumerate(order):
             yield quad, [let(v) for v in self._vectors(number, step * len(order) + (2 + i))]
 

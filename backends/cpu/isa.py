@@ -71,15 +71,15 @@ class Isa:
 class Dot:
     """A sum of byte products, one int32 lane per four neighbouring bytes.
 
-    With `nibbles`, weights are 0..15; else they are bytes as `Isa.signed_bytes` says. Activations are -127..127.
+    Weights of 4 and 6 bits are unsigned; those of 8 are as `Isa.signed_bytes` says. Activations are -127..127.
     Integers are exact, so the order of `add` calls is free.
     """
 
-    def __init__(self, isa: Isa, start: Expr | None, *, nibbles: bool) -> None:
+    def __init__(self, isa: Isa, start: Expr | None, *, weight_bits: int) -> None:
         """`start` is an int32 vector to add to, or None for zero."""
-        self.isa, self.nibbles = isa, nibbles
+        self.isa, self.weight_bits = isa, weight_bits
         self._total = start
-        self._pairs: Expr | None = None  # maddubs with nibbles: int16 sums not yet in `_total`
+        self._pairs: Expr | None = None  # maddubs: int16 sums not yet in `_total`
         self._pending = 0
 
     def add(self, weights: Expr, values: Expr) -> None:
@@ -110,15 +110,16 @@ class Dot:
     def _add_maddubs(self, weights: Expr, values: Expr) -> None:
         """AVX2 and AVX-512 without VNNI: unsigned times signed bytes, added in pairs to int16, then to int32.
 
-        Eight pair sums of nibbles stay below 8 * 2 * 15 * 127 = 30480, so they may be added as int16. Bytes need a
-        factor of at most 128 on the unsigned side: the weight's absolute value, its sign going to the activation.
+        Eight pair sums of 4-bit weights stay below 8 * 2 * 15 * 127 = 30480, two of 6 bits below 2 * 2 * 63 * 127 =
+        32004, so they may be added as int16. Bytes need a factor of at most 128 on the unsigned side: the weight's
+        absolute value, its sign going to the activation.
         """
         isa = self.isa
         pairs = (
             f"int16x{isa.lanes * 2}",
             {8: "llvm.x86.avx2.pmadd.ub.sw", 16: "llvm.x86.avx512.pmaddubs.w.512"}[isa.lanes],
         )
-        if not self.nibbles:
+        if self.weight_bits == 8:
             dtype = f"int8x{isa.lanes * 4}"
             signed = bits(dtype, weights)
             if isa.lanes == 8:
@@ -128,12 +129,12 @@ class Dot:
                 values = tirx.Select(signed < zero, zero - values, values)
             weights = intrinsic(dtype, "llvm.abs", signed, const(0, "bool"))
         product = intrinsic(*pairs, weights, values)
-        if not self.nibbles:
+        if self.weight_bits == 8:
             self._pairs = let(product)
         else:
             self._pairs = let(pin(product if self._pairs is None else self._pairs + product))
         self._pending += 1
-        if self._pending == (8 if self.nibbles else 1):
+        if self._pending == {4: 8, 6: 2, 8: 1}[self.weight_bits]:
             self._flush()
 
     def _flush(self) -> None:

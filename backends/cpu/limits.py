@@ -57,7 +57,7 @@ def multiply_bytes(isa: Isa, pairs: int) -> Kernel:
             dots: list[Dot] = []
             for depth in range(_DEPTH):
                 if depth % pairs == 0:
-                    dots = [Dot(isa, sums[k], nibbles=True) for k in range(wide * high)]
+                    dots = [Dot(isa, sums[k], weight_bits=4) for k in range(wide * high)]
                 for row in range(high):
                     at = (step % 4 * _DEPTH + depth) * high + row
                     values = let(load(f["operands"], at * size, size))

@@ -20,7 +20,7 @@ from mlc.ir.types import Format
 from ..layouts import layout_for
 from .dots import dots
 from .emit import Registers, const, fma, let, splat
-from .group_weights import FLOATS, GroupWeights, PackedWeights, UnpackedWeights
+from .group_weights import GroupWeights, PackedWeights, UnpackedWeights, scale_pointers
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .linear import AHEAD, STREAMS, Family, Output, Tiling, each_tile
@@ -31,9 +31,9 @@ def linear_quantized(
 ) -> Kernel:
     """y f32[rows, n] = dequantize(x) dequantize(w)^T (+ bias) (+ residual), w being `format`[n, k].
 
-    Pointers: x int8[rows, k], x_scale f32[rows, k / group], x_sum f32[rows, k / group]; w, w_scale and, asymmetric,
-    w_bias as packed; bias f32[n] where asked for; residual f32[rows, n] with `accumulate` (y itself may be given); y;
-    scratch where the kernel needs it.
+    Pointers: x int8[rows, k], x_scale f32[rows, k / group], x_sum f32[rows, k / group]; w, w_scale and
+    perhaps w_bias as packed; bias f32[n] where asked for; residual f32[rows, n] with `accumulate` (y itself may be
+    given); y; scratch where the kernel needs it.
     """
     output = Output(n, isa.lanes, 1, bias, accumulate)
     tiling = _tiling(isa, format, family)
@@ -59,12 +59,8 @@ def linear_quantized(
 
         each_tile(f, tiling, output.blocks, tile, prepare)
 
-    floats = FLOATS[format.scale]
     pointers = [Pointer("x", "int8"), Pointer("x_scale", "float32"), Pointer("x_sum", "float32")]
-    pointers += [Pointer("w", "uint8"), Pointer("w_scale", floats)]
-    if not format.symmetric:
-        pointers.append(Pointer("w_bias", floats))
-    pointers += output.pointers()
+    pointers += [Pointer("w", "uint8"), *scale_pointers(format), *output.pointers()]
     if unpacked is not None:
         pointers.append(Pointer("scratch", "uint8"))
     name = f"linear_{format}_n{n}_k{k}_{family}{output}"
@@ -122,11 +118,10 @@ class _Product:
     def _dots(self, f: Frame, weights: GroupWeights, number: Expr, x_at: Sequence[Expr], width: int) -> list[Expr]:
         """The int32 vectors of a group's integer products, row t and block b at t * width + b."""
         isa, group = self.isa, self.format.group
-        nibbles = self.format.bits == 4
         count = len(x_at) * width
 
         def add(step: Expr, starts: Sequence[Expr | None]) -> list[Expr]:
-            sums = dots(isa, starts, width, nibbles=nibbles)
+            sums = dots(isa, starts, width, weight_bits=self.format.bits)
             x_starts = [let(at * group + step * (weights.step * 4)) for at in x_at]
             for quad, vectors in weights.quads(number, step):
                 sums.add(f["x"], x_starts, quad, vectors)

@@ -40,15 +40,15 @@ def linear(x: Array | QuantizedRows, w: Data, bias: Array | None = None) -> Arra
 def _integer_product(x: QuantizedRows, w: QuantizedArray) -> Array:
     """Exact integer products of groups, then scaled and added up in f32, in the order of the groups."""
     group = w.format.group
-    zero = 8 if w.format.bits == 4 and w.format.symmetric else 0
+    scales, biases = w.group_scales(), w.group_biases()
     y = np.zeros((*x.q.shape[:-1], len(w.q)), np.float32)
-    for g in range(w.scale.shape[-1]):
+    for g in range(scales.shape[-1]):
         span = slice(g * group, (g + 1) * group)
-        dot = x.q[..., span].astype(np.float64) @ (w.q[:, span].T - float(zero))  # exact: far below 2^53
+        dot = x.q[..., span].astype(np.float64) @ (w.q[:, span].T - float(w.format.zero))  # exact: far below 2^53
         x_scale = x.scale[..., g, None]
-        y += dot.astype(np.float32) * (w.scale[:, g].astype(np.float32) * x_scale)
-        if w.bias is not None:
-            y += w.bias[:, g].astype(np.float32) * (x.sum[..., g, None].astype(np.float32) * x_scale)
+        y += dot.astype(np.float32) * (scales[:, g] * x_scale)
+        if biases is not None:
+            y += biases[:, g] * (x.sum[..., g, None].astype(np.float32) * x_scale)
     return y
 
 

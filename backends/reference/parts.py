@@ -35,5 +35,5 @@ def on_parts(move: Callable[..., Array], *operands: Data) -> Data:
         return move(*operands)
     quantized = [x for x in operands if isinstance(x, QuantizedArray)]
     assert len(quantized) == len(operands), "quantized and plain operands do not mix"
-    bias = None if first.bias is None else move(*(x.bias for x in quantized))
-    return QuantizedArray(move(*(x.q for x in quantized)), move(*(x.scale for x in quantized)), bias, first.format)
+    parts = [x.parts for x in quantized]
+    return QuantizedArray.of({name: move(*(of[name] for of in parts)) for name in parts[0]}, first.format)

@@ -13,7 +13,7 @@ from .parts import NUMPY, Array
 __all__ = ["quantize"]
 
 _CHUNK = 1 << 16  # numbers at a time, so that what is computed on the way stays in a core's cache
-_PLACES = (8.0, 9.0, 8.75, 8.5, 8.25, 7.75, 7.5, 7.25, 7.0)  # -8 first: of equal errors the first one wins
+_SHIFTS = (0.0, 1.0, 0.75, 0.5, 0.25, -0.25, -0.5, -0.75, -1.0)  # 0 first: of equal errors the first one wins
 
 
 def quantize(w: Array, *, bits: int, group: int, symmetric: bool, scale: str) -> QuantizedArray:
@@ -50,16 +50,20 @@ def _round_columns(w: Array, format: Format, scales: Array) -> Array:
     if format.bits == 8:
         scales[0] = np.maximum(high, -low) / np.float32(127)
         return np.clip(_rounded(w, scales[0]), -127, 127)
-    scales[0] = _best_scale(w, np.where(high >= -low, high, low), scales.dtype)
-    return np.clip(_rounded(w, scales[0]), -8, 7) + 8
+    zero = format.zero
+    scales[0] = _best_scale(w, np.where(high >= -low, high, low), zero, scales.dtype)
+    return np.clip(_rounded(w, scales[0]), -zero, zero - 1) + zero
 
 
-def _best_scale(w: Array, largest: Array, dtype: np.dtype[np.generic]) -> Array:
-    """For each column, the one of the scales largest / -place that gives the least squared error, as `dtype`."""
-    best, least = (largest / np.float32(-8)).astype(dtype), np.full(largest.shape, np.inf, np.float32)
-    for place in _PLACES:
-        scale = (largest / np.float32(-place)).astype(dtype)
-        error = np.clip(_rounded(w, scale), -8, 7) * scale.astype(np.float32) - w
+def _best_scale(w: Array, largest: Array, zero: int, dtype: np.dtype[np.generic]) -> Array:
+    """For each column, the one of the scales largest / (-zero - shift) that gives the least squared error, as `dtype`.
+
+    `zero` is that of `Format`.
+    """
+    best, least = (largest / np.float32(-zero)).astype(dtype), np.full(largest.shape, np.inf, np.float32)
+    for shift in _SHIFTS:
+        scale = (largest / np.float32(-zero - shift)).astype(dtype)
+        error = np.clip(_rounded(w, scale), -zero, zero - 1) * scale.astype(np.float32) - w
         squares = np.square(error).sum(axis=0)
         best, least = np.where(squares < least, scale, best), np.minimum(squares, least)
     return best

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mlc.errors import BadCheckpoint, UnsupportedModel
+from mlc.ir.arrays import QuantizedArray
 
 from .gguf import Gguf
 from .gguf_blocks import BLOCKS
@@ -74,7 +75,7 @@ class GgufModel:
             name = hf_name(info.name)
             if name in self._infos:
                 raise BadCheckpoint(f"{path}: {info.name} and {self._names[name]} are both {name}")
-            dtype = BLOCKS[info.dtype].dtype if info.dtype in BLOCKS else info.dtype
+            dtype = str(BLOCKS[info.dtype].format) if info.dtype in BLOCKS else info.dtype
             self._names[name] = info.name
             self._infos[name] = TensorInfo(name, info.shape, dtype)
 
@@ -84,11 +85,9 @@ class GgufModel:
     def rows(self, name: str, start: int, stop: int) -> Array:
         return self.file.rows(self._names[name], start, stop)
 
-    def decoded(self, name: str, start: int, stop: int) -> tuple[Array, Array, Array | None]:
+    def decoded(self, name: str, start: int, stop: int) -> QuantizedArray:
         stored = self._names[name]
-        block = BLOCKS[self.file.tensors()[stored].dtype]
-        q, scale, *minimum = block.decode(self.file.blocks(stored, start, stop))
-        return q, scale, -minimum[0] if minimum else None
+        return BLOCKS[self.file.tensors()[stored].dtype].decode(self.file.blocks(stored, start, stop))
 
     def release(self) -> None:
         self.file.release()

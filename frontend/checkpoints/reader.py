@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from mlc.errors import BadCheckpoint
+from mlc.ir.arrays import QuantizedArray
 
 Array = np.ndarray[Any, Any]
 
@@ -35,7 +36,7 @@ class TensorInfo:
     """A tensor of a checkpoint, before anything of it is read.
 
     `shape` is in torch order ([outputs, inputs]). `dtype` is a key of `DTYPES`, or the quantized format of the IR
-    (`q8_g32`, `q4a_g32_f32`, ...) whose numbers `decoded` gives.
+    (`q8_g32`, `q4a_g32_i8`, ...) whose numbers `decoded` gives.
     """
 
     name: str
@@ -59,8 +60,8 @@ class Checkpoint(Protocol):
         Read-only, and a view of the memory map where alignment allows. Not for quantized tensors.
         """
 
-    def decoded(self, name: str, start: int, stop: int) -> tuple[Array, Array, Array | None]:
-        """Rows [start, stop) of a quantized tensor as (q, scale, bias), as `mlc.ir.arrays.QuantizedArray` has them."""
+    def decoded(self, name: str, start: int, stop: int) -> QuantizedArray:
+        """Rows [start, stop) of the leading axis of a quantized tensor."""
 
     def release(self) -> None:
         """Give back the memory of what was read so far; arrays that `rows` gave stay valid."""

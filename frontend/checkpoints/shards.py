@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlc.errors import BadCheckpoint, BadConfig
+from mlc.ir.arrays import QuantizedArray
 
 from ..config import read_config
 from .reader import Array, MappedFile, TensorInfo, listed
@@ -75,7 +76,7 @@ class Shards:
         place = self._places[name]
         return place.file.rows(self._infos[name], place.offset, start, stop, place.strides)
 
-    def decoded(self, name: str, start: int, stop: int) -> tuple[Array, Array, Array | None]:
+    def decoded(self, name: str, start: int, stop: int) -> QuantizedArray:
         raise AssertionError(f"{name} is not quantized: these formats have no blocks")
 
     def release(self) -> None:

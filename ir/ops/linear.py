@@ -25,11 +25,11 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
 def quantize(w: Tensor, *, bits: int, group: int, symmetric: bool, scale: str) -> Tensor:
     """Round each group of the last axis to `bits` bits; see `ir.types.Format` for the meaning of the result.
 
-    8 bits: scale = max|w| / 127. 4 bits: the scale that gives the least squared error of those that put the number of
-    largest magnitude at -9, -8.75 .. -7, clipped to -8 (ggml's Q4_0 always takes -8).
+    8 bits: scale = max|w| / 127. 4 and 6 bits: the scale that gives the least squared error of those that put the
+    number of largest magnitude at -zero - 1, -zero - 0.75 .. -zero + 1, clipped to -zero (ggml's Q4_0 always takes -8).
     Asymmetric: scale = (max - min) / (2^bits - 1), bias = min. Numbers are rounded with the stored scale and bias.
     """
-    require(bits in (4, 8) and group > 0, f"cannot quantize to {bits} bits in groups of {group}")
+    require(bits in (4, 6, 8) and group > 0, f"cannot quantize to {bits} bits in groups of {group}")
     require(scale in ("f16", "f32"), f"scales are f16 or f32, not {scale!r}")
     k = w.shape[-1]
     require(isinstance(k, int) and k % group == 0, f"cannot quantize {w} in groups of {group}")

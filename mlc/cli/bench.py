@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from mlc.errors import BadConfig
+from mlc.options import Options
 
 from . import output
-from .options import Json, KvType, MaxContext, Model, Quant, Target, Threads
+from .options import EmbeddingQuant, Json, KvType, MaxContext, Model, Quant, Target, Threads
 
 _METHOD, _PEER = "Measuring", "Comparing"
 
@@ -109,6 +110,7 @@ def bench(
         ),
     ] = None,
     quant: Quant = "none",
+    embedding_quant: EmbeddingQuant = "auto",
     target: Target = "host",
     kv_type: KvType = "auto",
     threads: Threads = None,
@@ -141,7 +143,7 @@ def bench(
         subject = Subject(depths[0], streams=many[0])
         if prompt_len is not None:
             subject = Subject(0 if depth is None else depths[0], rows=_numbers("--prompt-len", prompt_len)[0])
-        folder = artifact(model, quant, target, kv_type)
+        folder = artifact(model, Options(quant, target, kv_type, embedding_quant=embedding_quant))
         show_profile(folder, subject, threads=threads, max_context=max_context, limits=limits, json=json)
         return
     from mlc.tools.plot import svg
@@ -154,7 +156,7 @@ def bench(
         _numbers("--prompt-len", prompt_len or "512"), _numbers("--gen-len", gen_len), depths, many, or_none=start
     )
     rival = peer(vs, vs_model, vs_python, vs_threads, vs_set or []) if vs else None
-    folder = artifact(model, quant, target, kv_type)
+    folder = artifact(model, Options(quant, target, kv_type, embedding_quant=embedding_quant))
     report = run(Plan(folder, threads, rival, todo, max_context, iterations, warmup, limits, busy, start))
     show(report, json=json)
     if plot is not None:

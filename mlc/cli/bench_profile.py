@@ -14,6 +14,7 @@ from mlc.backends.artifact import read_manifest
 from mlc.backends.load import usable_cores
 from mlc.backends.module import LanguageModel, open_module
 from mlc.errors import BadConfig
+from mlc.options import Options
 from mlc.runtime.batch import Batch
 from mlc.tools.bench import FOREIGN_LIMIT
 from mlc.tools.limits import Limits
@@ -89,7 +90,7 @@ def profile(
         times = time_calls(model, subject)
     if span.foreign > FOREIGN_LIMIT:
         output.note(f"warning: other programs took {100 * span.foreign:.0f} % of the machine meanwhile")
-    rows = attribute(times.calls, graph(str(folder), Stage.folded, "none", "host")[0], subject.step())
+    rows = attribute(times.calls, graph(str(folder), Stage.folded, Options())[0], subject.step())
     found = _limits(threads) if limits else None
     if json:
         output.print_json(_as_dict(model, subject, times, rows, found, span.foreign))

@@ -11,6 +11,7 @@ from typing import Any
 from mlc.backends.artifact import read_manifest, read_program
 from mlc.backends.load import usable_cores
 from mlc.errors import BadConfig
+from mlc.options import Options
 from mlc.tools.bench import START_CONTEXT, Case, Result, Start, check, measure, measure_starts
 from mlc.tools.limits import Limits, Measured, Work, work
 from mlc.tools.workers import Load, Worker
@@ -129,5 +130,5 @@ def _works(
     """How near this engine came to what the machine could do in the same rounds."""
     if not limits:
         return None
-    forward, _ = graph(str(plan.folder), Stage.folded, "none", "host")
+    forward, _ = graph(str(plan.folder), Stage.folded, Options())
     return [work(forward, r.case, r.time, Limits.of(limits[r.case]), step_tokens=step_tokens) for r in results]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlc.errors import BadConfig
+from mlc.options import Options
 
 from . import output
-from .options import Json, Quant, Target
+from .options import EmbeddingQuant, Json, Quant, Target
 from .source import Stage
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def show(
         str | None, typer.Option("--kernel", metavar="NAME", help="The assembly of a kernel.", show_default=False)
     ] = None,
     quant: Quant = "none",
+    embedding_quant: EmbeddingQuant = "auto",
     target: Target = "host",
     json: Json = False,
 ) -> None:
@@ -65,20 +67,21 @@ def show(
     """
     from . import source
 
+    options = Options(quant, target, embedding_quant=embedding_quant)
     if program or kernels or kernel is not None:
-        folder = source.artifact(subject, quant, target)
+        folder = source.artifact(subject, options)
         if kernel is not None:
             _show_kernel(folder, kernel)
         else:
             _show_program(folder, calls=program)
     elif stats:
         is_model = subject is None or not (subject.endswith(".ir") or source.is_artifact(Path(subject)))
-        graph, name = source.graph(subject, stage or (Stage.packed if is_model else None), quant, target)
+        graph, name = source.graph(subject, stage or (Stage.packed if is_model else None), options)
         _show_stats(graph, name, context, json=json)
     elif stage is None and subject is not None and source.is_artifact(Path(subject)):
         _show_manifest(Path(subject), json=json)
     else:
-        output.print_lines(str(source.graph(subject, stage, quant, target)[0]).splitlines())
+        output.print_lines(str(source.graph(subject, stage, options)[0]).splitlines())
 
 
 def _show_stats(graph: Graph, name: str, context: int, *, json: bool) -> None:
@@ -152,7 +155,7 @@ def _show_kernel(folder: Path, name: str) -> None:
 
     manifest, host = read_manifest(folder), find_isa("host")
     isa = host if host.name == manifest.target.name else find_isa(manifest.target.name)
-    _, kernels = lower(graph(str(folder), Stage.folded, "", "")[0], isa, read_program(folder, "forward").limits)
+    _, kernels = lower(graph(str(folder), Stage.folded, Options())[0], isa, read_program(folder, "forward").limits)
     found = {kernel.name: kernel for kernel in kernels}
     if name not in found:
         near = difflib.get_close_matches(name, found, n=1)
@@ -191,6 +194,7 @@ def diff(
         typer.Option("--stages", help="Compare two stages of the model A.", show_default=False),
     ] = None,
     quant: Quant = "none",
+    embedding_quant: EmbeddingQuant = "auto",
     target: Target = "host",
 ) -> None:
     """Compare two graphs, or two stages of one model. Exits with 1 where they differ.
@@ -210,11 +214,12 @@ def diff(
         raise BadConfig(
             "give two .ir files, or one model with --stages, as in `mlc diff MODEL --stages frontend fused`"
         )
+    options = Options(quant, target, embedding_quant=embedding_quant)
     if stages is not None:
-        pair = source.graphs(first, list(stages), quant, target)
+        pair = source.graphs(first, list(stages), options)
     else:
         assert second is not None
-        pair = [source.graph(name, None, quant, target) for name in (first, second)]
+        pair = [source.graph(name, None, options) for name in (first, second)]
     (a, a_name), (b, b_name) = pair
     if _print_diff(unified(str(a), str(b), (a_name, b_name))):
         raise typer.Exit(1)

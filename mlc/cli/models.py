@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlc.errors import BadConfig, InputError
+from mlc.options import Options
 
 from . import output
-from .options import KvType, MaxContext, MaxSequences, MaxTokens, Model, Quant, Source, Target, Threads
+from .options import EmbeddingQuant, KvType, MaxContext, MaxSequences, MaxTokens, Model, Quant, Source, Target, Threads
 
 if TYPE_CHECKING:
     from .chat import Conversation
@@ -35,6 +36,7 @@ def compile_model(
         Path, typer.Option("-o", "--output", metavar="DIR", help="Where to put the compiled model.", show_default=False)
     ] = ...,  # type: ignore[assignment]
     quant: Quant = "none",
+    embedding_quant: EmbeddingQuant = "auto",
     target: Target = "host",
     kv_type: KvType = "auto",
     max_tokens: MaxTokens = 512,
@@ -49,11 +51,10 @@ def compile_model(
       mlc compile model.gguf -o model --target avx2 [dim]# for another machine[/]
     """
     from mlc.cache import compile_to, locate
-    from mlc.options import Options
 
     from .source import is_artifact
 
-    options = Options(quant=quant, target=target, kv_type=kv_type, max_tokens=max_tokens, max_sequences=max_sequences)
+    options = Options(quant, target, kv_type, max_tokens, max_sequences, embedding_quant)
     options.check()
     path, name = locate(model)
     if is_artifact(path):
@@ -99,6 +100,7 @@ def run(
         int | None, typer.Option("--max-tokens", help="Longest answer.", show_default=False, rich_help_panel=_SAMPLING)
     ] = None,
     quant: Quant = "none",
+    embedding_quant: EmbeddingQuant = "auto",
     target: Target = "host",
     kv_type: KvType = "auto",
     threads: Threads = None,
@@ -127,7 +129,7 @@ def run(
     question = _question(text)
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     given["max_tokens"] = max_tokens
-    folder = artifact(model, quant, target, kv_type)
+    folder = artifact(model, Options(quant, target, kv_type, embedding_quant=embedding_quant))
     prompts = load_prompts(folder)
     chat = prompts.template is not None
     if system and not chat:

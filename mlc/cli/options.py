@@ -6,6 +6,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from mlc.options import EMBEDDING_QUANTIZATIONS, KV_TYPES, QUANTIZATIONS
+
 _MODEL, _COMPILE, _SAMPLING, _ENGINE = "Model", "Compiling", "Sampling", "Engine"
 
 Source: TypeAlias = Annotated[
@@ -30,9 +32,20 @@ Quant: TypeAlias = Annotated[
     str,
     typer.Option(
         "--quant",
-        help="Number format of the weights: none (as the checkpoint has them), q8, q8a, q4 or q4a; 'a' is asymmetric.",
+        help="Number format of the weights: none (as the checkpoint has them), q8, q8a, q6, q4 or q4a; 'a' is "
+        "asymmetric.",
         rich_help_panel=_COMPILE,
-        autocompletion=lambda: ["none", "q8", "q8a", "q4", "q4a"],
+        autocompletion=lambda: list(QUANTIZATIONS),
+    ),
+]
+EmbeddingQuant: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--embedding-quant",
+        help="The same of the embedding table and the output head; auto: q8 with --quant, else as the checkpoint has "
+        "them.",
+        rich_help_panel=_COMPILE,
+        autocompletion=lambda: list(EMBEDDING_QUANTIZATIONS),
     ),
 ]
 KvType: TypeAlias = Annotated[
@@ -41,7 +54,7 @@ KvType: TypeAlias = Annotated[
         "--kv-type",
         help="Number format of the KV cache: f32, f16, q8 (bytes with scales); auto: f32 if all weights are, else f16.",
         rich_help_panel=_COMPILE,
-        autocompletion=lambda: ["auto", "f32", "f16", "q8"],
+        autocompletion=lambda: list(KV_TYPES),
     ),
 ]
 Target: TypeAlias = Annotated[

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from .options import KvType, MaxContext, Model, Quant, Target, Threads
+from mlc.options import Options
+
+from .options import EmbeddingQuant, KvType, MaxContext, Model, Quant, Target, Threads
 
 _SERVER, _LIMITS = "Server", "Limits"
 
@@ -36,6 +38,7 @@ def serve(
         typer.Option("--model-name", help="Serve it under this name.", show_default=False, rich_help_panel=_SERVER),
     ] = None,
     quant: Quant = "none",
+    embedding_quant: EmbeddingQuant = "auto",
     target: Target = "host",
     kv_type: KvType = "auto",
     threads: Threads = None,
@@ -88,7 +91,9 @@ def serve(
     logging.getLogger("sanic.error").setLevel(logging.ERROR)  # it warns of running in production
     if log:
         logging.getLogger("mlc.access").setLevel(logging.INFO)
-    serve_artifact(artifact(model, quant, target, kv_type), settings, announce=_announce)
+    serve_artifact(
+        artifact(model, Options(quant, target, kv_type, embedding_quant=embedding_quant)), settings, announce=_announce
+    )
 
 
 def _announce(text: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlc.errors import BadConfig, InputError
+from mlc.options import Options
 
 from . import output
 
@@ -37,20 +38,20 @@ def is_artifact(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def artifact(subject: str | None, quant: str, target: str, kv_type: str = "auto") -> Path:
+def artifact(subject: str | None, options: Options) -> Path:
     """The folder of the compiled model, compiled now if need be. Raises MlcError."""
     from mlc.cache import prepare
-    from mlc.options import Options
 
-    if subject is not None and is_artifact(Path(subject)) and Options(quant, target, kv_type) != Options():
+    if subject is not None and is_artifact(Path(subject)) and options != Options():
         raise BadConfig(
-            f"{subject} is compiled, so --quant, --target and --kv-type come too late; give the checkpoint instead"
+            f"{subject} is compiled, so --quant, --embedding-quant, --target and --kv-type come too late; give the "
+            "checkpoint instead"
         )
     with output.phases(f"compiling {subject or 'the bundled model'}") as progress:
-        return prepare(subject, Options(quant, target, kv_type), progress, output.note)
+        return prepare(subject, options, progress, output.note)
 
 
-def graph(subject: str | None, stage: Stage | None, quant: str, target: str) -> tuple[Graph, str]:
+def graph(subject: str | None, stage: Stage | None, options: Options) -> tuple[Graph, str]:
     """The graph that `subject` names and a name for it. Without a stage: of a checkpoint, the first; of an artifact,
     what was compiled. Raises MlcError.
     """
@@ -66,19 +67,17 @@ def graph(subject: str | None, stage: Stage | None, quant: str, target: str) -> 
                 f"{stage.value}, show the checkpoint it was made from"
             )
         return read_graph(Path(subject) / _IN_ARTIFACT[stage]), subject
-    return graphs(subject, [stage or Stage.frontend], quant, target)[0]
+    return graphs(subject, [stage or Stage.frontend], options)[0]
 
 
-def graphs(subject: str | None, wanted: list[Stage], quant: str, target: str) -> list[tuple[Graph, str]]:
+def graphs(subject: str | None, wanted: list[Stage], options: Options) -> list[tuple[Graph, str]]:
     """The graphs of a checkpoint at several stages, each with a name. Raises MlcError."""
     from mlc.cache import locate
     from mlc.compile import read_model, stages
-    from mlc.options import Options
 
-    options = Options(quant=quant, target=target)
     options.check()
     path, name = locate(subject)
-    layout = _layout(target) if any(s in _NEED_TARGET for s in wanted) else _unpacked
+    layout = _layout(options.target) if any(s in _NEED_TARGET for s in wanted) else _unpacked
     made = stages(read_model(path, name), options, layout)
     if any(s.value not in made for s in wanted):
         from mlc.passes import fold

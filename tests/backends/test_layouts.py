@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,27 +14,28 @@ from mlc.errors import BadCheckpoint, CompileError
 from mlc.ir.arrays import QuantizedArray
 from mlc.ir.types import Format
 
+DTYPES = {"f32": np.float32, "f16": np.float16, "i8": np.int8, "u8": np.uint8}
+
 
 def quantized(n: int, k: int, format: Format) -> QuantizedArray:
     random = np.random.default_rng(n)
-    q = random.integers(0, 16 if format.bits == 4 else 256, (n, k), dtype=np.uint8)
-    if format.bits == 8 and format.symmetric:
-        q = q.view(np.int8)
-    scale = random.random((n, k // format.group)).astype(np.float16 if format.scale == "f16" else np.float32)
-    return QuantizedArray(q, scale, None if format.symmetric else scale[:, ::-1].copy(), format)
+    parts: dict[str, np.ndarray[Any, Any]] = {"q": random.integers(0, 1 << format.bits, (n, k), dtype=np.uint8)}
+    parts["q"] = parts["q"].view(DTYPES[format.parts["q"][0]])
+    for name, (dtype, numbers) in list(format.parts.items())[1:]:
+        parts[name] = (100 * random.random((n, k // numbers))).astype(DTYPES[dtype])
+    return QuantizedArray.of(parts, format)
 
 
 def same(a: QuantizedArray, b: QuantizedArray) -> bool:
-    pairs = ((a.q, b.q), (a.scale, b.scale), (a.bias, b.bias))
-    return all(x is y is None or (x is not None and y is not None and x.tobytes() == y.tobytes()) for x, y in pairs)
+    return a.parts.keys() == b.parts.keys() and all(a.parts[p].tobytes() == b.parts[p].tobytes() for p in a.parts)
 
 
 formats = st.builds(
     Format,
-    bits=st.sampled_from([4, 8]),
+    bits=st.sampled_from([4, 6, 8]),
     group=st.sampled_from([16, 32, 64]),
     symmetric=st.booleans(),
-    scale=st.sampled_from(["f16", "f32"]),
+    scale=st.sampled_from(["f16", "f32", "i8"]),
 )
 
 
@@ -40,7 +43,7 @@ formats = st.builds(
 @settings(deadline=None, max_examples=60)
 def test_unpack_gives_back_what_was_packed(format: Format, rows: int, kind: str, n: int, groups: int) -> None:
     layout = Layout(rows, True, kind if format.bits == 8 else "")
-    array = quantized(n, groups * format.group, format)
+    array = quantized(n, groups * format.width_unit, format)
     back = unpack(pack(array, layout), layout, n, format)
     assert isinstance(back, QuantizedArray)
     assert same(back, array)
@@ -56,15 +59,15 @@ def test_floats_of_any_shape_come_back(dtype: str, n: int, k: int) -> None:
     assert np.array_equal(back, array)
 
 
-@pytest.mark.parametrize("format", [None, Format(4), Format(8, symmetric=False)])
+@pytest.mark.parametrize("format", [None, Format(4), Format(6, 16, scale="i8"), Format(8, symmetric=False)])
 def test_packing_row_blocks_apart_gives_slices_of_the_whole(format: Format | None) -> None:
-    layout = Layout(8) if format is None else Layout(8, True, "" if format.bits == 4 else "s")
-    array = np.random.default_rng(0).random((37, 64)) if format is None else quantized(37, 64, format)
+    layout = Layout(8) if format is None else Layout(8, True, "" if format.bits < 8 else "s")
+    array = np.random.default_rng(0).random((37, 256)) if format is None else quantized(37, 256, format)
     whole = pack(array, layout)
     for start, stop in ((0, 16), (16, 24), (24, 37)):
         if isinstance(array, QuantizedArray):
-            bias = None if array.bias is None else array.bias[start:stop]
-            part = pack(QuantizedArray(array.q[start:stop], array.scale[start:stop], bias, array.format), layout)
+            rows = {name: part[start:stop] for name, part in array.parts.items()}
+            part = pack(QuantizedArray.of(rows, array.format), layout)
         else:
             part = pack(array[start:stop], layout)
         for name in whole:
@@ -82,6 +85,34 @@ def test_the_bytes_lie_where_the_layout_says() -> None:
                 assert parts["q"][0, 0, quad, row, i] == low | high << 4
     assert not parts["q"][0, 0, :, 2:].any()
     assert parts["scale"].tolist() == [[[1, 1, 0, 0]]]
+
+
+def test_three_bytes_hold_four_numbers_of_6_bits() -> None:
+    q = np.random.default_rng(0).integers(0, 64, (2, 64), dtype=np.uint8)
+    parts = pack(QuantizedArray(q, np.ones((2, 2), np.float16), None, Format(6)), Layout(4, True))
+    assert parts["q"].shape == (1, 2, 6, 4, 4)
+    threes = parts["q"].reshape(4, 3, 4, 4)
+    for row in range(2):
+        for cell in range(4):
+            numbers = q[row, cell * 16 : cell * 16 + 16].reshape(4, 4)
+            for i in range(4):
+                kept = threes[cell, :, row, i]
+                assert (kept & 63).tolist() == numbers[:3, i].tolist()
+                assert sum(int(kept[j] >> 6) << 2 * j for j in range(3)) == numbers[3, i]
+
+
+def test_scales_of_two_levels_are_one_stream() -> None:
+    array = quantized(2, 512, Format(4, 128, symmetric=False, scale="i8"))
+    assert array.bias is not None and array.super_scale is not None and array.super_bias is not None
+    scale = pack(array, Layout(4, True))["scale"]
+    assert scale.shape == (1, 2, 2 * 4 * 2 + 2 * 2 * 4)
+    for row in range(2):
+        for j in range(2):
+            above, below = scale[0, j, :16].view(np.float16), scale[0, j, 16:].view(np.int8)
+            assert above[[row, 4 + row]].tolist() == [array.super_scale[row, j], array.super_bias[row, j]]
+            for g in range(2):
+                assert below[8 * g + row] == array.scale[row, 2 * j + g]
+                assert below[8 * g + 4 + row] == array.bias[row, 2 * j + g]
 
 
 @pytest.mark.parametrize("text", ["r16", "r32", "r16k4", "r16k4u", "r8k4s"])
@@ -110,16 +141,18 @@ def test_an_array_that_does_not_fit_its_format_is_refused() -> None:
         QuantizedArray(good.q, good.scale.astype(np.float32), None, good.format),
         QuantizedArray(good.q, good.scale, good.scale, good.format),
         QuantizedArray(good.q[:, :48], good.scale, None, good.format),
+        QuantizedArray(good.q, good.scale, None, good.format, super_scale=good.scale),
     ):
         with pytest.raises(BadCheckpoint, match="q8_g32"):
             pack(bad, Layout(16, True, "u"))
 
 
 @pytest.mark.parametrize(
-    ("format", "expected"), [(Format(4), -8.0), (Format(8), -256.0), (Format(4, symmetric=False), 1)]
+    ("format", "expected"),
+    [(Format(4), -8.0), (Format(6), -32.0), (Format(8), -256.0), (Format(4, symmetric=False), 1)],
 )
 def test_dequantize_follows_the_formula_of_the_format(format: Format, expected: float) -> None:
-    q = np.zeros((1, 32), np.uint8) if format.bits == 4 else np.full((1, 32), -128, np.int8)
+    q = np.zeros((1, 32), np.uint8) if format.bits < 8 else np.full((1, 32), -128, np.int8)
     scale = np.array([[2 if format.bits == 8 else 1]], np.float16)
     bias = None if format.symmetric else np.ones((1, 1), np.float16)
     assert QuantizedArray(q, scale, bias, format).dequantize().tolist() == [[expected] * 32]

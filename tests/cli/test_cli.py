@@ -73,6 +73,7 @@ def test_a_misspelt_option_or_command_gets_a_suggestion(cli: Mlc) -> None:
         (["show", "./nowhere"], "./nowhere does not exist"),
         (["show", "graph.ir"], "graph.ir cannot be read"),
         (["show", "--quant", "q5"], "'q5' is unknown; mlc has none, q8"),
+        (["show", "--embedding-quant", "q3"], "--embedding-quant 'q3' is unknown; mlc has auto, none, q8"),
         (["show", "--stage", "packed", "--target", "z80"], "'z80' is unknown; mlc has host"),
         (["compile", "-o", "x", "--max-sequences", "0"], "--max-sequences must be at least 1"),
         (["diff", "one.ir"], "two .ir files, or one model with --stages"),

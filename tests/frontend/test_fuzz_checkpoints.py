@@ -66,7 +66,7 @@ def use(checkpoint: Checkpoint) -> None:
         rows = info.shape[0] if info.shape else 1
         for start, stop in {(0, min(1, rows)), (max(0, rows - 1), rows)}:
             if info.dtype.startswith("q"):
-                assert checkpoint.decoded(name, start, stop)[0].shape[1:] == info.shape[1:]
+                assert checkpoint.decoded(name, start, stop).q.shape[1:] == info.shape[1:]
             else:
                 assert checkpoint.rows(name, start, stop).shape[1:] == info.shape[1:]
 

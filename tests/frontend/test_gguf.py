@@ -12,10 +12,8 @@ import pytest
 from mlc.errors import BadCheckpoint, UnsupportedModel
 from mlc.frontend.checkpoints.folder import open_checkpoint
 from mlc.frontend.checkpoints.gguf import Gguf
-from mlc.frontend.checkpoints.gguf_blocks import BLOCKS, dequantize
+from mlc.frontend.checkpoints.gguf_blocks import BLOCKS
 from mlc.frontend.checkpoints.gguf_names import GgufModel, gguf_name, hf_name
-from mlc.ir import parse_format
-from mlc.ir.arrays import QuantizedArray
 
 TYPES = {name: gguf.GGMLQuantizationType[name.upper().replace("_k", "_K")] for name in BLOCKS}
 
@@ -25,31 +23,29 @@ def test_random_blocks_dequantize_to_the_bits_that_the_gguf_package_gives(name: 
     rng = np.random.default_rng(1)
     blocks = rng.integers(0, 256, (7, 3 * BLOCKS[name].bytes), dtype=np.uint8)
     with np.errstate(all="ignore"):  # random scales overflow
-        ours, theirs = dequantize(blocks, name), gguf.quants.dequantize(blocks, TYPES[name])
-    assert np.array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+        ours, theirs = BLOCKS[name].decode(blocks).dequantize(), gguf.quants.dequantize(blocks, TYPES[name])
+    finite = np.isfinite(theirs)
+    assert finite.mean() > 0.9
+    assert np.array_equal(ours[finite].view(np.uint32), theirs[finite].view(np.uint32))
+    assert np.array_equal(ours, theirs, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["q8_0", "q4_0"])  # those that the package can make
 def test_numbers_that_the_gguf_package_quantized_come_back(name: str) -> None:
     numbers = np.random.default_rng(2).standard_normal((5, 96)).astype(np.float32)
     blocks = gguf.quants.quantize(numbers, TYPES[name])
-    assert np.array_equal(dequantize(blocks, name), gguf.quants.dequantize(blocks, TYPES[name]))
-    assert np.abs(dequantize(blocks, name) - numbers).max() < {"q8_0": 0.02, "q4_0": 0.3}[name]
+    ours = BLOCKS[name].decode(blocks).dequantize()
+    assert np.array_equal(ours, gguf.quants.dequantize(blocks, TYPES[name]))
+    assert np.abs(ours - numbers).max() < {"q8_0": 0.02, "q4_0": 0.3}[name]
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_the_parts_are_a_quantized_array_of_the_ir(name: str) -> None:
-    rng = np.random.default_rng(3)
-    blocks = rng.integers(0, 256, (2, 4, BLOCKS[name].bytes), dtype=np.uint8)
-    for half in {"q8_0": [0], "q4_0": [0], "q4_K": [0, 2], "q6_K": [208]}[name]:
-        blocks[..., half + 1] &= 0x3F  # finite scales
-    q, scale, *minimum = BLOCKS[name].decode(blocks)
-    format = parse_format(BLOCKS[name].dtype)
-    assert format is not None
-    array = QuantizedArray(q, scale, -minimum[0] if minimum else None, format)
+def test_blocks_of_any_shape_are_an_array_of_about_their_size(name: str) -> None:
+    block = BLOCKS[name]
+    array = block.decode(np.random.default_rng(3).integers(0, 256, (2, 4, block.bytes), dtype=np.uint8))
     array.check()
-    assert q.shape == (2, 4, BLOCKS[name].numbers)
-    assert np.array_equal(array.dequantize(), dequantize(blocks, name))
+    assert array.q.shape == (2, 4, block.numbers)
+    assert block.bytes <= block.numbers * block.format.bits_per_weight / 8 <= 1.03 * block.bytes
 
 
 def test_a_file_of_the_gguf_package_is_read_back(tmp_path: Path) -> None:
@@ -204,10 +200,9 @@ def test_a_quantized_matrix_is_decoded_row_by_row(tmp_path: Path, name: str) -> 
     model = GgufModel(small(tmp_path / "m.gguf", change=matrix))
     info = model.tensors()["model.layers.0.mlp.up_proj.weight"]
     assert info.shape == (6, 2 * BLOCKS[name].numbers)
-    format = parse_format(info.dtype)
-    assert format is not None
-    array = QuantizedArray(*model.decoded(info.name, 2, 5), format)
+    array = model.decoded(info.name, 2, 5)
     array.check()
+    assert str(array.format) == info.dtype
     assert np.array_equal(array.dequantize(), gguf.quants.dequantize(blocks[2:5], TYPES[name]))
 
 

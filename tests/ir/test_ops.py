@@ -12,7 +12,7 @@ from mlc.errors import TypeMismatch
 from mlc.ir import OPS, Attr, Op, State, Tensor, Type, parse_type, sym
 
 SIZES = st.sampled_from([1, 2, 4, 8, 64, sym("n"), 2 * sym("n") + 1])
-DTYPES = st.sampled_from(["f32", "f16", "bf16", "i32", "i8", "q4_g32", "q4a_g32", "q8_g16_f32", "a8_g32", "a8_g4"])
+DTYPES = st.sampled_from(["f32", "f16", "bf16", "i32", "i8", "q4_g32", "q4a_g32", "q6_g16_i8", "a8_g32", "a8_g4"])
 TENSORS = st.builds(Tensor, st.lists(SIZES, max_size=4).map(tuple), DTYPES, st.sampled_from(["", "", "", "r16"]))
 TYPES = st.one_of(TENSORS, TENSORS, TENSORS, st.just(State("kv", "f16")), st.just(State("ssm", "f32")))
 ATTRS = {

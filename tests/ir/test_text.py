@@ -17,7 +17,7 @@ TYPES: st.SearchStrategy[Type] = st.sampled_from(
     [
         Tensor((sym("n"), 64), "f32"),
         Tensor((), "bf16"),
-        Tensor((2 * sym("h") - 1, sym("n") + sym("h"), 3), "q4a_g32_f32", "r16k4"),
+        Tensor((2 * sym("h") - 1, sym("n") + sym("h"), 3), "q4a_g32_i8", "r16k4"),
         Tensor((sym("n"), 64), "a8_g32"),
         State("kv", "f16"),
     ]

@@ -93,8 +93,8 @@ def test_a_symbol_is_named_as_the_text_form_can_say(name: str) -> None:
 
 
 FORMATS = st.builds(
-    Format, st.sampled_from([4, 8]), st.integers(1, 512), st.booleans(), st.sampled_from(["f16", "f32"])
-)
+    Format, st.sampled_from([4, 6, 8]), st.integers(1, 512), st.booleans(), st.sampled_from(["f16", "f32"])
+) | st.builds(Format, st.sampled_from([4, 6, 8]), st.sampled_from([1, 16, 32, 256]), st.booleans(), st.just("i8"))
 DTYPES = st.sampled_from(sorted(NUMBER_BITS)) | FORMATS.map(str) | st.integers(1, 512).map("a8_g{}".format)
 TENSORS = st.builds(Tensor, st.lists(dims(), max_size=4).map(tuple), DTYPES, st.sampled_from(["", "r16", "r8k4u"]))
 STATES = st.builds(State, st.sampled_from(["kv", "ssm"]), st.sampled_from(sorted(NUMBER_BITS)))
@@ -121,6 +121,7 @@ def test_printing_then_parsing_gives_the_same_type(t: Tensor | State) -> None:
         ("f64[4]", "unknown dtype 'f64'"),
         ("q4_g0[4]", "unknown dtype 'q4_g0'"),
         ("q4_g032[4]", "unknown dtype 'q4_g032'"),
+        ("q6_g24_i8[4]", "unknown dtype 'q6_g24_i8'"),
         ("q5_g32[4]", "unknown dtype 'q5_g32'"),
         (f"q4_g{'9' * 5000}[4]", "unknown dtype"),
         (f"a8_g{'9' * 5000}[4]", "unknown dtype"),
@@ -144,6 +145,9 @@ def test_what_is_no_type_is_refused_with_its_reason(text: str, message: str) -> 
         ("q4_g32[2, 64]", 2 * 64 / 2 + 2 * 2 * 2),
         ("q4a_g32[2, 64]", 2 * 64 / 2 + 2 * 2 * 4),
         ("q8_g16_f32[64]", 64 + 4 * 4),
+        ("q6_g32[2, 64]", 2 * 64 * 6 / 8 + 2 * 2 * 2),
+        ("q6_g16_i8[2, 256]", 2 * (210)),
+        ("q4a_g32_i8[2, 256]", 2 * (128 + 2 * 8 + 2 * 2)),
         ("a8_g32[n, 64]", 5 * (64 + 2 * 8)),
         ("i8[7]", 7),
     ],

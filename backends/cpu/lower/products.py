@@ -8,8 +8,8 @@ from __future__ import annotations
 from mlc.ir import Node
 from mlc.ir import ops as o
 
-from ...layouts import parse_layout
-from ...lowering import fixed, lowers, rows_of, size_of
+from ...layouts import packed_parts, parse_layout
+from ...lowering import Parts, fixed, lowers, rows_of, size_of
 from ...program import Guard, Ref
 from ..embed import embed
 from ..kernel import Kernel
@@ -22,15 +22,17 @@ from .context import MANY, CpuLowering, width
 FAMILIES: tuple[tuple[Family, int, int], ...] = (("vector", 1, 1), ("small", 2, 16), ("matrix", 17, MANY))
 """Which rows of x each family is for."""
 
-_POINTERS = {"q": "w", "w": "w", "scale": "w_scale", "bias": "w_bias"}  # the kernels' names for the parts of a weight
+
+def _weight_pointers(parts: Parts) -> dict[str, Ref]:
+    """The parts of a weight by the kernels' names of them."""
+    return {"w" if part in ("q", "w") else f"w_{part}": ref for part, ref in parts.items()}
 
 
 @lowers(o.constant, "cpu")
 def _constant(x: CpuLowering, node: Node) -> None:
     t, name = node.output.tensor, node.text("name")
     if t.format:
-        parts = ["q", "scale"] if t.format.symmetric else ["q", "scale", "bias"]
-        x.place(node.output, {part: Ref("weight", f"{name}.{part}") for part in parts})
+        x.place(node.output, {part: Ref("weight", f"{name}.{part}") for part in packed_parts(t.format)})
     elif t.layout:
         x.place(node.output, {"w": Ref("weight", f"{name}.w")})
     else:
@@ -42,7 +44,7 @@ def _embed(x: CpuLowering, node: Node) -> None:
     table, ids = node.inputs
     t = table.tensor
     kernel = embed(fixed(t.shape[1]), t.format or t.dtype, parse_layout(t.layout))
-    pointers = {_POINTERS[part]: ref for part, ref in x.parts(table).items()}
+    pointers = _weight_pointers(x.parts(table))
     pointers |= {"ids": x.ref(ids), "y": x.result(node.output)[""]}
     x.row_call(node, kernel, pointers, size_of(*ids.tensor.shape))
 
@@ -60,7 +62,7 @@ def _linear(x: CpuLowering, node: Node) -> None:
     n, k = (fixed(d) for d in w.tensor.shape)
     biased = len(node.inputs) == 3
     rows = rows_of(operand.tensor)
-    pointers = {_POINTERS[part]: ref for part, ref in x.parts(w).items()}
+    pointers = _weight_pointers(x.parts(w))
     if biased:
         pointers["bias"] = x.ref(node.inputs[2])
     pointers["y"] = x.result(node.output)[""]

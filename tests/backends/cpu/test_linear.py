@@ -23,19 +23,28 @@ Run = Callable[..., dict[str, Array]]
 
 FAMILIES: tuple[Family, ...] = ("vector", "small", "matrix")
 ROWS = (1, 2, 5, 17, 33)
-FORMATS = ("q4_g32", "q4a_g32", "q8_g32", "q8a_g32", "q8_g16_f32", "q4a_g16_f32", "q4a_g128", "q8_g64")
+FORMATS = (
+    "q4_g32", "q4a_g32", "q8_g32", "q8a_g32", "q8_g16_f32", "q4a_g16_f32", "q4a_g128", "q8_g64",
+    "q6_g32", "q6_g16", "q6a_g32_f32", "q6_g128", "q6_g16_i8", "q4a_g32_i8", "q8a_g64_i8",
+)  # fmt: skip
 
 
 def weights(n: int, k: int, format: Format, seed: int = 0) -> QuantizedArray:
     """Random numbers of every value that the format has."""
     random = np.random.default_rng(seed)
-    q = random.integers(0, 16 if format.bits == 4 else 256, (n, k), dtype=np.uint8)
+    parts: dict[str, Array] = {"q": random.integers(0, 1 << format.bits, (n, k), dtype=np.uint8)}
     if format.bits == 8 and format.symmetric:
-        q = q.view(np.int8)
-    dtype = np.float16 if format.scale == "f16" else np.float32
-    scale = (random.random((n, k // format.group)) + 0.1).astype(dtype)
-    bias = None if format.symmetric else random.standard_normal(scale.shape).astype(dtype)
-    return QuantizedArray(q, scale, bias, format)
+        parts["q"] = parts["q"].view(np.int8)
+    for name, (dtype, numbers) in list(format.parts.items())[1:]:
+        shape = n, k // numbers
+        if dtype == "i8":
+            parts[name] = random.integers(-128, 128, shape, dtype=np.int8)
+        else:
+            sizes = random.standard_normal(shape) if name == "bias" else random.random(shape) + 0.1
+            parts[name] = sizes.astype(np.float16 if dtype == "f16" else np.float32)
+    array = QuantizedArray.of(parts, format)
+    array.check()
+    return array
 
 
 def float_weights(n: int, k: int, format: str, seed: int = 0) -> tuple[Array, Array]:
@@ -61,7 +70,7 @@ def quantized_rows(x: Array, group: int) -> dict[str, Array]:
 
 def quantized_operands(w: QuantizedArray, isa: Isa) -> dict[str, Array]:
     parts = pack(w, layout_for(isa, w.format))
-    return {{"q": "w", "scale": "w_scale", "bias": "w_bias"}[name]: part for name, part in parts.items()}
+    return {"w" if name == "q" else f"w_{name}": part for name, part in parts.items()}
 
 
 def dequantized_rows(x: dict[str, Array]) -> Array:
@@ -103,25 +112,25 @@ def test_every_family_multiplies_q4_as_float64_does_with_the_same_bits(run_kerne
 def test_every_quantized_format_multiplies_as_float64_does(run_kernel: Run, format: str) -> None:
     parsed = parse_format(format)
     assert parsed
-    check_quantized(run_kernel, 33, 3 * parsed.group, parsed, host_isa())
+    check_quantized(run_kernel, 33, 3 * parsed.width_unit, parsed, host_isa())
 
 
-@pytest.mark.parametrize("format", ["q4_g32", "q8_g32", "q8a_g32"])
+@pytest.mark.parametrize("format", ["q4_g32", "q6_g32", "q8_g32", "q8a_g32", "q6_g16_i8", "q4a_g32_i8"])
 def test_every_instruction_set_multiplies_as_float64_does(run_kernel: Run, runnable: list[Isa], format: str) -> None:
     parsed = parse_format(format)
     assert parsed
     for isa in runnable[1:]:
-        check_quantized(run_kernel, 17, 64, parsed, isa, ("vector", "matrix"))
+        check_quantized(run_kernel, 17, max(64, parsed.width_unit), parsed, isa, ("vector", "matrix"))
 
 
-@pytest.mark.parametrize("format", ["q4_g128", "q8_g32", "q8a_g32"])
+@pytest.mark.parametrize("format", ["q4_g128", "q6_g128", "q6_g16", "q8_g32", "q8a_g32"])
 def test_the_largest_integers_do_not_overflow(run_kernel: Run, runnable: list[Isa], format: str) -> None:
     parsed = parse_format(format)
     assert parsed
     n, k = 4, 128
     for isa in runnable:
         w = weights(n, k, parsed)
-        least, most = (-128, 127) if w.q.dtype == np.int8 else (0, 15 if parsed.bits == 4 else 255)
+        least, most = (-128, 127) if w.q.dtype == np.int8 else (0, (1 << parsed.bits) - 1)
         w.q[0], w.q[1], w.q[2], w.q[3] = least, most, [least, most] * (k // 2), [most, least] * (k // 2)
         x = quantized_rows(np.array([[1.0] * k, [-1.0] * k, [1.0, -1.0] * (k // 2)]), parsed.group)
         assert np.abs(x["x"]).min() == 127
@@ -205,7 +214,7 @@ def test_rows_are_quantized_as_numpy_does_in_float32(run_kernel: Run, runnable: 
 def test_embeddings_are_rows_of_the_packed_quantized_weight(run_kernel: Run, runnable: list[Isa], format: str) -> None:
     parsed = parse_format(format)
     assert parsed
-    n, k = 37, 2 * parsed.group
+    n, k = 37, 2 * parsed.width_unit
     ids = np.array([0, 36, 15, 16, 7, 36], np.int32)
     w = weights(n, k, parsed)
     for isa in {i.signed_bytes: i for i in runnable}.values():
