@@ -191,7 +191,8 @@ class State:
     """A run-time object threaded through the graph, such as the paged KV cache. A version is written at most once.
 
     `dtype` is how its numbers are stored: a number type, or q8: bytes with one f32 scale for each token and head. An op
-    that reads keys of q8 rounds its queries to bytes in the same way.
+    that reads keys of q8 rounds its queries to bytes in the same way, and so the weights of its values (a softmax,
+    times the values' scales), 256 tokens with one scale.
     """
 
     kind: str

@@ -17,21 +17,25 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .emit import Registers, bits, const, exp, f32, fma, let, load, splat, store, vector
-from .isa import Dot, Isa
+from .emit import Registers, const, exp, f32, fma, let, load, splat, store
+from .isa import Isa
 from .kernel import Expr
-from .kv import padded, quantize
+from .kv import padded
 from .tiles import Scratch, divisor_lanes, fold, fold_add, larger, outer_sum, parts, spans, tile_shape
 from .vmath import tanh
 
 LOWEST = -1e30  # below every score
+HEAD = 16  # elements of a `Partial` before its sums
 Ahead = Callable[[Expr, int], None]
 Visible = Callable[[Expr, Expr, int], Expr]  # (vector m, first position, lanes) -> mask
 
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """Softmax attention over some tokens, not yet divided: sums f32[d], then the largest score and the total weight."""
+    """Softmax attention over some tokens, not yet divided: the largest score, the total weight, and sums f32[d].
+
+    The sums may be written in whole vectors of up to 16.
+    """
 
     memory: Expr
     at: Expr
@@ -41,7 +45,7 @@ class Partial:
     @staticmethod
     def size(d: int) -> int:
         """Elements of one, a multiple of 16."""
-        return -(-(d + 2) // 16) * 16
+        return HEAD + padded(d)
 
     def clear(self) -> None:
         """No token seen."""
@@ -50,19 +54,24 @@ class Partial:
 
     def forget_sums(self) -> None:
         for i, lanes in spans(self.d, self.isa.lanes):
-            store(self.memory, self.at + i, splat(f32(0), lanes), lanes)
+            store(self.memory, self.sums + i, splat(f32(0), lanes), lanes)
 
     def note(self, top: Expr, total: Expr) -> None:
-        store(self.memory, self.at + self.d, top, 1)
-        store(self.memory, self.at + (self.d + 1), total, 1)
+        store(self.memory, self.at, top, 1)
+        store(self.memory, self.at + 1, total, 1)
 
     @property
     def top(self) -> Expr:
-        return self.memory[self.at + self.d]
+        return self.memory[self.at]
 
     @property
     def total(self) -> Expr:
-        return self.memory[self.at + (self.d + 1)]
+        return self.memory[self.at + 1]
+
+    @property
+    def sums(self) -> Expr:
+        """The index of the first sum."""
+        return self.at + HEAD
 
     def merge(self, later: Partial) -> None:
         """Take in the tokens of `later`."""
@@ -72,20 +81,20 @@ class Partial:
         first, second = (let(_first_lane(x, lanes)) for x in (old, new))
         self.note(now, fma(later.total, second, let(self.total * first)))
         for i, width in spans(self.d, lanes):
-            faded = let(load(self.memory, self.at + i, width) * splat(first, width))
-            mine = fma(load(later.memory, later.at + i, width), splat(second, width), faded)
-            store(self.memory, self.at + i, mine, width)
+            faded = let(load(self.memory, self.sums + i, width) * splat(first, width))
+            mine = fma(load(later.memory, later.sums + i, width), splat(second, width), faded)
+            store(self.memory, self.sums + i, mine, width)
 
     def copy(self, source: Partial) -> None:
         for i, lanes in spans(self.d, self.isa.lanes):
-            store(self.memory, self.at + i, load(source.memory, source.at + i, lanes), lanes)
+            store(self.memory, self.sums + i, load(source.memory, source.sums + i, lanes), lanes)
         self.note(source.top, source.total)
 
     def finish(self, write: Callable[[Expr, int, Expr], None]) -> None:
         """write(column, lanes, result)."""
         inverse = let(f32(1) / self.total)
         for i, lanes in spans(self.d, self.isa.lanes):
-            write(i, lanes, load(self.memory, self.at + i, lanes) * splat(inverse, lanes))
+            write(i, lanes, load(self.memory, self.sums + i, lanes) * splat(inverse, lanes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +103,7 @@ class Tile:
     come in blocks of `columns` columns.
 
     `padded`: the count is known at run time only, and rows up to the next multiple of the register tile are computed in
-    vain. Otherwise it is `vectors`. `in_bytes`: keys are bytes with a scale each, so queries become bytes as well. The
-    row of a query then holds its bytes, its scale, and what `isa.Dot` has to begin with.
+    vain. Otherwise it is `vectors`.
     """
 
     vectors: int
@@ -107,32 +115,39 @@ class Tile:
     softcap: float
     padded: bool
     isa: Isa
-    in_bytes: bool = False
 
     @property
     def depth(self) -> int:
         """Elements of a query's row."""
-        return padded(self.d) if self.in_bytes else self.d
+        return self.d
 
     def scratch(self, **more: int) -> Scratch:
-        rows = self.vectors + (max(self._score_shape()[0], self._sum_shape()[0]) if self.padded else 0)
+        rows = self.vectors + (max(self.score_shape()[0], self.sum_shape()[0]) if self.padded else 0)
         record = Partial.size(self.d)
         return Scratch(
             queries=rows * self.depth, scores=rows * self.span, here=rows * record, merged=rows * record, **more
         )
 
-    def _score_shape(self) -> tuple[int, int]:
-        across = self.panel // divisor_lanes(self.panel, self.isa)
-        if self.in_bytes:  # products of bytes take registers for themselves, and wait little for each other
-            return min(4, self.vectors), min(2, across)
-        return tile_shape(self.vectors, across, self.isa)
+    def score_shape(self) -> tuple[int, int]:
+        """Rows and vectors of the register tile that makes scores."""
+        return tile_shape(self.vectors, self.panel // divisor_lanes(self.panel, self.isa), self.isa)
 
-    def _sum_shape(self) -> tuple[int, int]:
+    def sum_shape(self) -> tuple[int, int]:
+        """The same for weighted sums."""
         return tile_shape(self.vectors, self.columns // divisor_lanes(self.columns, self.isa), self.isa)
 
     def bind(self, memory: Expr, areas: Mapping[str, Expr], used: Expr) -> BoundTile:
         """The tile in `memory` at the indices of `areas`, see `scratch`, with `used` vectors."""
-        return BoundTile(self, memory, used, *(areas[name] for name in ("queries", "scores", "here", "merged")))
+        return BoundTile(self, memory, used, **self.places(areas))
+
+    @staticmethod
+    def places(areas: Mapping[str, Expr]) -> dict[str, Expr]:
+        return {
+            "queries": areas["queries"],
+            "scores": areas["scores"],
+            "here_at": areas["here"],
+            "merged_at": areas["merged"],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +174,7 @@ class BoundTile:
         t = self.tile
         return Partial(self.memory, area + m * Partial.size(t.d), t.d, t.isa)
 
-    def _blocks(self, height: int) -> Iterator[tuple[Expr, int]]:
+    def blocks(self, height: int) -> Iterator[tuple[Expr, int]]:
         if not self.tile.padded:
             yield from parts(self.tile.vectors, height)
             return
@@ -168,73 +183,15 @@ class BoundTile:
 
     def begin(self, query: Callable[[Expr, int, Expr], Expr]) -> None:
         """Take the vectors from query(column, lanes, vector m), and forget what came before."""
-        t = self.tile
         with T.serial(0, self.used) as m:
-            row = let(self.queries + m * t.depth)
-            scale = f32(1 if t.in_bytes else t.scale)
-            for i, lanes in spans(t.d, t.isa.lanes):
-                store(self.memory, row + i, query(i, lanes, m) * splat(scale, lanes), lanes)
-            if t.in_bytes:
-                self._quantize(row)
+            self.take(let(self.queries + m * self.tile.depth), lambda i, lanes: query(i, lanes, m))
             self.merged(m).clear()
 
-    def _quantize(self, row: Expr) -> None:
-        """Bytes in the place of a query: they end before what is yet to be read begins."""
-        t, memory, lanes = self.tile, self.memory, self.tile.isa.lanes
-        for i in range(t.d, t.depth):
-            store(memory, row + i, f32(0), 1)
-
-        def write(i: int, q: Expr) -> None:
-            store(memory, row + i // 4, bits(vector("float32", lanes // 4), q), lanes // 4)
-
-        scale, total = quantize(lambda i: load(memory, row + i, lanes), write, t.depth, t.isa)
-        store(memory, row + t.depth // 4, scale * f32(t.scale), 1)
-        start = f32(0) if t.isa.signed_bytes else bits("float32", let(total * -128))  # keys have 128 added
-        store(memory, row + (t.depth // 4 + 1), start, 1)
-
-    def score_bytes(
-        self,
-        column: Expr,
-        key: Callable[[Expr, Expr, int], Expr],
-        scales: Callable[[Expr, int], Expr],
-        ahead: Ahead,
-    ) -> None:
-        """As `score`; key(i, token, lanes) gives elements 4 i .. 4 i + 3 of many keys as bytes, scales(token, lanes)
-        their scales; ahead(i * 4 * panel + 4 * token, offset).
-        """
-        t, memory = self.tile, self.memory
-        lanes = divisor_lanes(t.panel, t.isa)
-        assert lanes == t.isa.lanes, f"keys in bytes come by the {t.isa.lanes}, {t.panel} of them do not"
-        height, width = t._score_shape()
-
-        def block(number: int, row: Expr, rows: int, first: Expr, vectors: int) -> None:
-            places = [let(self.queries + (row + m) * t.depth) for m in range(rows)]
-            sums = Registers(rows * vectors, "int32", lanes)
-            for m in range(rows):
-                start = let(splat(bits("int32", memory[places[m] + (t.depth // 4 + 1)]), lanes))
-                for v in range(vectors):
-                    sums[m * vectors + v] = start
-            with T.serial(0, -(-t.d // 4)) as i:
-                if number == 0:
-                    for v in range(vectors):
-                        ahead((i * t.panel + first * lanes) * 4, v * lanes * 4)
-                keys = [let(key(i, (first + v) * lanes, lanes)) for v in range(vectors)]
-                for m in range(rows):
-                    four = let(bits(f"int8x{lanes * 4}", splat(bits("int32", memory[places[m] + i]), lanes)))
-                    for v in range(vectors):
-                        dot = Dot(t.isa, sums[m * vectors + v], weight_bits=8)
-                        dot.add(keys[v], four)
-                        sums[m * vectors + v] = dot.total()
-            for v in range(vectors):
-                factors = let(scales((first + v) * lanes, lanes))
-                for m in range(rows):
-                    factor = let(factors * splat(memory[places[m] + t.depth // 4], lanes))
-                    x = sums[m * vectors + v].astype(vector("float32", lanes)) * factor
-                    store(memory, self.scores + (row + m) * t.span + column + (first + v) * lanes, x, lanes)
-
-        for number, (row, rows) in enumerate(self._blocks(height)):
-            for first, vectors in parts(t.panel // lanes, width):
-                block(number, row, rows, first, vectors)
+    def take(self, row: Expr, query: Callable[[int, int], Expr]) -> None:
+        """Put the query(column, lanes) into the row at `row`."""
+        t = self.tile
+        for i, lanes in spans(t.d, t.isa.lanes):
+            store(self.memory, row + i, query(i, lanes) * splat(f32(t.scale), lanes), lanes)
 
     def score(self, column: Expr, key: Callable[[Expr, Expr, int], Expr], ahead: Ahead) -> None:
         """Scores of `panel` tokens from `column` of the span; key(i, token, lanes) gives element i of many keys.
@@ -243,7 +200,7 @@ class BoundTile:
         """
         t = self.tile
         lanes = divisor_lanes(t.panel, t.isa)
-        height, width = t._score_shape()
+        height, width = t.score_shape()
 
         def block(number: int, row: Expr, rows: int, first: Expr, vectors: int) -> None:
             def right(i: Expr, v: int) -> Expr:
@@ -259,7 +216,7 @@ class BoundTile:
 
             outer_sum(rows, vectors, lanes, t.d, left, right, lambda m, v: splat(f32(0), lanes), write)
 
-        for number, (row, rows) in enumerate(self._blocks(height)):
+        for number, (row, rows) in enumerate(self.blocks(height)):
             for first, vectors in parts(t.panel // lanes, width):
                 block(number, row, rows, first, vectors)
 
@@ -327,7 +284,7 @@ class BoundTile:
         """
         t = self.tile
         lanes = divisor_lanes(t.columns, t.isa)
-        height, width = t._sum_shape()
+        height, width = t.sum_shape()
 
         def block(number: int, row: Expr, rows: int, first: Expr, vectors: int) -> None:
             def right(token: Expr, v: int) -> Expr:
@@ -336,7 +293,7 @@ class BoundTile:
                 return value(token, (first + v) * lanes, lanes)
 
             def at(m: int, v: int) -> Expr:
-                return self.here(row + m).at + start + (first + v) * lanes
+                return self.here(row + m).sums + start + (first + v) * lanes
 
             outer_sum(
                 rows,
@@ -349,7 +306,7 @@ class BoundTile:
                 lambda m, v, x: store(self.memory, at(m, v), x, lanes),
             )
 
-        for number, (row, rows) in enumerate(self._blocks(height)):
+        for number, (row, rows) in enumerate(self.blocks(height)):
             for first, vectors in parts(t.columns // lanes, width):
                 block(number, row, rows, first, vectors)
 

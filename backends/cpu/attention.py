@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from .attend import Ahead, Partial, Tile, no_fetch, up_to
+from .attend_bytes import BoundByteTile, ByteTile
 from .emit import bits, const, let, load, prefetch, stack, store, when, widen
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
@@ -62,7 +63,7 @@ def paged_attention(
     pages = Pages(kv_heads, d, page, kv_dtype)
     span = span_tokens(page)
     span_pages = span // page
-    tile = Tile(
+    tile = (ByteTile if pages.in_bytes else Tile)(
         group * tile_rows,
         d,
         pages.key_block,
@@ -72,7 +73,6 @@ def paged_attention(
         softcap,
         tile_rows > 1,
         isa,
-        pages.in_bytes,
     )
     layout = tile.scratch()
     record = Partial.size(d)
@@ -100,7 +100,7 @@ def paged_attention(
 
             def walk(low: Expr, high: Expr, blocks: int, buffer: Expr, fetch: Fetch, handle: Block) -> None:
                 """handle(page index, block, its address, ahead) for each block of the pages low .. high of `buffer`."""
-                size = (pages.depth if buffer is k_pages else d) * page // blocks
+                size = pages.depth * page // blocks
                 with T.serial(0, (high - low) * blocks) as i:
                     index, block = let(low + i // blocks), let(i % blocks)
                     handle(index, block, let(page_base(index) + block * size), fetch(let(i * size)))
@@ -129,7 +129,7 @@ def paged_attention(
             def one_span(c: Expr) -> None:
                 low = let(tirx.max(c * span_pages, start // page))
                 high = let(tirx.min((c + 1) * span_pages, last_page + 1))
-                key_blocks, value_blocks = page // pages.key_block, d // pages.value_block
+                key_blocks, value_blocks = page // pages.key_block, pages.depth // pages.value_block
 
                 def score(index: Expr, block: Expr, at: Expr, ahead: Ahead) -> None:
                     column = let((index - c * span_pages) * page + block * pages.key_block)
@@ -141,7 +141,7 @@ def paged_attention(
                         place = at + (i * pages.key_block + token) * 4
                         return bits(f"uint8x{lanes * 4}", load(k_pages, place, lanes * 4))
 
-                    if pages.in_bytes:
+                    if isinstance(bound, BoundByteTile):
                         base, first = page_base(index), let(block * pages.key_block)
                         scales = lambda token, lanes: pages.scales(k_pages, base, first + token, lanes)  # noqa: E731
                         bound.score_bytes(column, key_bytes, scales, ahead)
@@ -152,8 +152,15 @@ def paged_attention(
                     def value(token: Expr, i: Expr, lanes: int) -> Expr:
                         return widen(load(v_pages, at + token * pages.value_block + i, lanes), kv_dtype, lanes)
 
+                    def value_bytes(i: Expr, column: Expr, lanes: int) -> Expr:
+                        return load(v_pages, at + (i * pages.value_block + column) * 4, lanes * 4)
+
                     column, tokens = let((index - c * span_pages) * page), let(tirx.min(end - index * page, page))
-                    bound.add(column, tokens, let(block * pages.value_block), value, ahead)
+                    start = let(block * pages.value_block)
+                    if isinstance(bound, BoundByteTile):
+                        bound.add_bytes(column, tokens, start, value_bytes, ahead)
+                    else:
+                        bound.add(column, tokens, start, value, ahead)
 
                 def visible(m: Expr, position: Expr, lanes: int) -> Expr:
                     return up_to(member(m, 1), position, lanes, window)
@@ -165,6 +172,8 @@ def paged_attention(
                 walk(low, high, key_blocks, k_pages, fetch_from(v_pages, c), score)
                 panels = let((low - c * span_pages) * key_blocks), let((high - low) * key_blocks)
                 bound.soften(*panels, let(c * span), visible, value_scales if pages.in_bytes else None)
+                if isinstance(bound, BoundByteTile):
+                    bound.round_weights(*panels)
                 walk(low, high, value_blocks, v_pages, fetch_from(k_pages, c + 1), add)
                 when(split > 0, lambda: keep(c), bound.merge)
 

@@ -71,7 +71,7 @@ class Isa:
 class Dot:
     """A sum of byte products, one int32 lane per four neighbouring bytes.
 
-    Weights of 4 and 6 bits are unsigned; those of 8 are as `Isa.signed_bytes` says. Activations are -127..127.
+    Weights of 4, 6 and 7 bits are unsigned; those of 8 are as `Isa.signed_bytes` says. Activations are -127..127.
     Integers are exact, so the order of `add` calls is free.
     """
 
@@ -134,7 +134,7 @@ class Dot:
         else:
             self._pairs = let(pin(product if self._pairs is None else self._pairs + product))
         self._pending += 1
-        if self._pending == {4: 8, 6: 2, 8: 1}[self.weight_bits]:
+        if self._pending == {4: 8, 6: 2, 7: 1, 8: 1}[self.weight_bits]:
             self._flush()
 
     def _flush(self) -> None:

@@ -29,8 +29,9 @@ BLOCK = 32  # tokens of a key block, columns of a value block, where that divide
 class Pages:
     """The shape of a layer's pages. `dtype` of what is stored: float32, float16, or int8.
 
-    Bytes have one f32 scale for each token and head; the scales of a page lie behind its numbers. Keys in bytes stand
-    in fours, [d / 4][token][4], as `isa.Dot` wants them, d rounded up to `quads`.
+    Bytes have one f32 scale for each token and head; the scales of a page lie behind its numbers. Bytes stand in fours
+    that `isa.Dot` multiplies at once: those of keys are neighbours in d, [block][d / 4][token][4], those of values
+    neighbouring tokens, [block][token / 4][d][4]. They have room for d rounded up to 16, and pages hold whole fours.
     """
 
     kv_heads: int
@@ -52,8 +53,8 @@ class Pages:
 
     @property
     def depth(self) -> int:
-        """Numbers of a key in memory."""
-        return -(-self.d // 4) * 4 if self.in_bytes else self.d
+        """Numbers of a key or value in memory."""
+        return padded(self.d) if self.in_bytes else self.d
 
     @property
     def key_block(self) -> int:
@@ -63,7 +64,7 @@ class Pages:
     @property
     def value_block(self) -> int:
         """Columns."""
-        return BLOCK if self.d % BLOCK == 0 else self.d
+        return BLOCK if self.d % BLOCK == 0 else self.depth
 
     @property
     def stride(self) -> int:
@@ -84,8 +85,12 @@ class Pages:
         return let(base + block * (self.depth * self.key_block) + offset * (4 if self.in_bytes else 1))
 
     def value(self, slot: Expr, head: Expr) -> Expr:
-        """The element index of the first column of a value; block i begins `i * value_block * tokens` further."""
-        return let(self.base(slot // self.tokens, head) + slot % self.tokens * self.value_block)
+        """The element index of the first column of a value; block i begins `i * value_block * tokens` further. The next
+        columns are neighbours, or each 4 further where they are bytes.
+        """
+        token = slot % self.tokens
+        place = token // 4 * (4 * self.value_block) + token % 4 if self.in_bytes else token * self.value_block
+        return let(self.base(slot // self.tokens, head) + place)
 
     def scale(self, slot: Expr, head: Expr) -> Expr:
         """The element index of a token's scale, of keys as of values."""
@@ -110,7 +115,7 @@ def padded(d: int) -> int:
 
 
 def quantize(
-    read: Callable[[int], Expr], write: Callable[[int, Expr], None], count: int, isa: Isa
+    read: Callable[[Expr], Expr], write: Callable[[Expr, Expr], None], count: Expr, isa: Isa
 ) -> tuple[Expr, Expr]:
     """A vector of `count` numbers as bytes q and one scale: scale = max|x| / 127, q = rint(x * (127 / max|x|)).
 
@@ -119,18 +124,18 @@ def quantize(
     """
     lanes = isa.lanes
     peak = Registers(1, "int32", lanes)
-    peak[0] = splat(const(0), lanes)
-    for i in range(0, count, lanes):  # floats of one sign compare as integers do, with NaN on top
-        magnitude = let(bits(f"int32x{lanes}", read(i)) & splat(const(0x7FFFFFFF), lanes))
+    peak.clear()
+    with T.serial(0, count // lanes) as i:  # floats of one sign compare as integers do, with NaN on top
+        magnitude = let(bits(f"int32x{lanes}", read(i * lanes)) & splat(const(0x7FFFFFFF), lanes))
         peak[0] = tirx.max(peak[0], magnitude)
     most = let(bits("float32", fold(peak[0], lanes, lambda a, b: tirx.max(a, b))))
     tiny = most < f32(1e-30)  # 127 / most could overflow
     inverse = let(splat(tirx.Select(tiny, f32(0), f32(127) / most), lanes))
     added = Registers(1, "int32", lanes)
     added.clear()
-    for i in range(0, count, lanes):
-        rounded = let(rint(read(i) * inverse).astype(f"int32x{lanes}"))
-        write(i, rounded.astype(f"int8x{lanes}"))
+    with T.serial(0, count // lanes) as i:
+        rounded = let(rint(read(i * lanes) * inverse).astype(f"int32x{lanes}"))
+        write(i * lanes, rounded.astype(f"int8x{lanes}"))
         added[0] = added[0] + rounded
     return let(tirx.Select(tiny, f32(0), most / f32(127))), let(reduce_add_int(added[0]))
 
@@ -171,17 +176,19 @@ class Appender:
         if self.pages.in_bytes:
             store(self.row, i, value, lanes)
         else:
-            store(buffer, self._value_place(slot, head, i), self.pages.stored(value, lanes), lanes)
+            block, column = divmod(i, self.pages.value_block)
+            at = self.pages.value(slot, head) + (block * self.pages.value_block * self.pages.tokens + column)
+            store(buffer, at, self.pages.stored(value, lanes), lanes)
 
     def value_done(self, buffer: Expr, slot: Expr, head: Expr) -> None:
         if self.pages.in_bytes:
+            pages = self.pages
             self._quantize(self.row, buffer, slot, head)
-            for i, lanes in spans(self.pages.d, self.isa.lanes):
-                store(buffer, self._value_place(slot, head, i), load(self.bytes, i, lanes), lanes)
-
-    def _value_place(self, slot: Expr, head: Expr, i: int) -> Expr:
-        block, column = divmod(i, self.pages.value_block)
-        return self.pages.value(slot, head) + (block * self.pages.value_block * self.pages.tokens + column)
+            place = pages.value(slot, head)
+            with T.serial(0, pages.depth) as i:
+                block, column = i // pages.value_block, i % pages.value_block
+                at = place + block * (pages.value_block * pages.tokens) + column * 4
+                T.buffer_store(buffer, self.bytes[i], [at])
 
     def _quantize(self, source: Expr, buffer: Expr, slot: Expr, head: Expr) -> None:
         """`source` into `bytes`, its scale into the page."""

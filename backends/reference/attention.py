@@ -22,6 +22,9 @@ def kv_append(kv: PagedKv, k: Array, v: Array, *, layer: int) -> PagedKv:
     return kv.append(layer, k, v)
 
 
+SPAN = 256  # tokens whose weights are rounded together where the cache holds bytes
+
+
 def attention(q: Array, kv: PagedKv, *, layer: int, kv_heads: int, scale: float, window: int) -> Array:
     out = np.empty_like(q)
     if kv.dtype == "q8":
@@ -31,7 +34,7 @@ def attention(q: Array, kv: PagedKv, *, layer: int, kv_heads: int, scale: float,
         k, v = kv.read(layer, sequence)
         back = np.arange(length - (last - first), length)[:, None] - np.arange(length)  # from each row to each token
         seen = (back >= 0) & (back < window) if window else back >= 0
-        out[first:last] = _attend(q[first:last], k, v, seen, scale)
+        out[first:last] = _attend(q[first:last], k, v, seen, scale, in_bytes=kv.dtype == "q8")
     return out
 
 
@@ -44,13 +47,20 @@ def full_attention(q: Array, k: Array, v: Array, lengths: Array | None = None, *
     return out
 
 
-def _attend(q: Array, k: Array, v: Array, seen: Array | np.bool_, scale: float) -> Array:
-    """Softmax attention of q [t, heads, d] over k and v [u, kv_heads, d], where `seen` [t, u] allows it."""
+def _attend(q: Array, k: Array, v: Array, seen: Array | np.bool_, scale: float, *, in_bytes: bool = False) -> Array:
+    """Softmax attention of q [t, heads, d] over k and v [u, kv_heads, d], where `seen` [t, u] allows it.
+
+    With `in_bytes` a weight, times the scale of the value's bytes, becomes a byte as well, SPAN of them with one scale.
+    """
     shared = q.shape[1] // k.shape[1]  # query heads to a kv head
     k, v = np.repeat(k, shared, axis=1), np.repeat(v, shared, axis=1)
     scores = np.where(seen, np.einsum("thd,uhd->htu", q, k) * scale, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
+    if in_bytes:
+        steps = np.maximum(np.abs(v).max(axis=-1).T[:, None] / np.float32(127), np.float32(1e-30))  # [heads, 1, u]
+        edges = range(SPAN, len(v), SPAN)
+        weights = np.concatenate([rounded(part) for part in np.split(weights * steps, edges, axis=-1)], axis=-1) / steps
     result: Array = np.einsum("htu,uhd->thd", weights, v)
     return result
 

@@ -31,6 +31,11 @@ def block(size: int) -> int:
     return 32 if size % 32 == 0 else size
 
 
+def sixteens(d: int) -> int:
+    """Columns of keys and values in bytes."""
+    return -(-d // 16) * 16
+
+
 def as_bytes(x: Array) -> tuple[Array, Array]:
     """(q int8, scale) of each row of the last axis: x is about q * scale."""
     peak = np.abs(x.astype(np.float32)).max(axis=-1, keepdims=True)
@@ -47,24 +52,27 @@ def means(x: Array, dtype: str) -> Array:
 
 def page_size(tokens: int, d: int, dtype: str) -> int:
     """Numbers of a page and head."""
-    return (-(-d // 4) * 4 + 4) * tokens if dtype == "int8" else d * tokens
+    return (sixteens(d) + 4) * tokens if dtype == "int8" else d * tokens
 
 
 def write(pages: tuple[Array, Array], shape: tuple[int, int], page: int, offset: int, k: Array, v: Array) -> None:
     """Put a token's k and v [kv_heads, d] into keys and values [pages, kv_heads, page_size] of pages of tokens."""
     tokens, d = shape
     (keys, values), four = pages, 1
-    if keys.dtype == np.int8:  # keys in fours, and scales behind the numbers
-        depth, four = -(-d // 4) * 4, 4
+    if keys.dtype == np.int8:  # four elements of a key are neighbours, and those of four values; scales come last
+        four, depth = 4, sixteens(d)
         (k, k_scale), (v, v_scale) = as_bytes(k), as_bytes(v)
         for memory, scale in ((keys, k_scale), (values, v_scale)):
             memory[page, :, depth * tokens :].view(np.float32)[:, offset] = scale[:, 0]
         k = np.pad(k, ((0, 0), (0, depth - d))) ^ np.int8(0 if host_isa().signed_bytes else -128)
+        v = np.pad(v, ((0, 0), (0, depth - d)))
+        d = depth
     some, wide, heads = block(tokens), block(d), len(k)
     for head in range(heads):
-        block_of_keys = keys[page, head, : k.shape[1] * tokens].reshape(-1, k.shape[1] // four, some, four)
+        block_of_keys = keys[page, head, : d * tokens].reshape(-1, d // four, some, four)
         block_of_keys[offset // some, :, offset % some] = k[head].reshape(-1, four)
-        values[page, head, : d * tokens].reshape(-1, tokens, wide)[:, offset] = v[head].reshape(-1, wide)
+        blocks = values[page, head, : d * tokens].reshape(-1, tokens // four, wide, four)
+        blocks[:, offset // four, :, offset % four] = v[head].reshape(-1, wide)
 
 
 @dataclass
@@ -179,17 +187,34 @@ class Batch:
             behind = position - torch.arange(context)[None]
             mask = (behind >= 0) & (behind < (window or context))
             q = torch.tensor(means(self.q[row : row + new], self.dtype)).transpose(0, 1)
-            k, v = (torch.tensor(means(x, self.dtype)).transpose(0, 1) for x in (k, v))
-            k, v = (x.repeat_interleave(self.heads // self.kv_heads, 0) for x in (k, v))
-            if softcap:
-                scores = torch.tanh(q @ k.mT * (0.2 / softcap)) * softcap
+            k, values = (torch.tensor(means(x, self.dtype)).transpose(0, 1) for x in (k, v))
+            k, values = (x.repeat_interleave(self.heads // self.kv_heads, 0) for x in (k, values))
+            if softcap or self.dtype == "int8":
+                scores = q @ k.mT * 0.2
+                scores = torch.tanh(scores / softcap) * softcap if softcap else scores
                 weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), -1)
-                result = weights @ v
+                result = (self._rounded(weights, v) if self.dtype == "int8" else weights) @ values
             else:
-                result = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.2)
+                result = torch.nn.functional.scaled_dot_product_attention(q, k, values, attn_mask=mask, scale=0.2)
             out.append(result.transpose(0, 1).numpy())
             row += new
         return np.concatenate(out)
+
+    def _rounded(self, weights: torch.Tensor, v: Array) -> torch.Tensor:
+        """The weights of each span, times the scales of the values, as 0 .. 127 times one scale."""
+        scale = torch.tensor(as_bytes(v)[1][..., 0].astype(np.float64)).T  # [kv_heads, context]
+        scale = scale.repeat_interleave(self.heads // self.kv_heads, 0)[:, None]
+        spans = torch.split(weights * scale, span_tokens(self.page), dim=-1)
+        peaks = [(span.amax(-1, keepdim=True) / 127).clamp(min=1e-30) for span in spans]
+        return torch.cat([torch.round(x / peak) * peak for x, peak in zip(spans, peaks, strict=True)], dim=-1) / scale
+
+
+def assert_near(got: Array, expected: Array, dtype: str) -> None:
+    errors = np.abs(got - expected)
+    if dtype == "int8":  # a weight that lies between two bytes may become the other one
+        assert np.mean(errors > 4e-6) < 2e-3 and errors.max() < 2e-2
+    else:
+        assert errors.max() < 4e-6
 
 
 # heads, kv_heads, d, page, dtype, options
@@ -218,7 +243,7 @@ def test_attention_of_a_ragged_batch_equals_torch_and_does_not_depend_on_the_til
     heads, kv_heads, d, page, dtype, options = shape
     batch = Batch(heads, kv_heads, d, page, dtype, *MIXED)
     decode = batch.run(run_kernel, 1, isa, **options)
-    np.testing.assert_allclose(decode, batch.expected(**options), rtol=0, atol=4e-6)
+    assert_near(decode, batch.expected(**options), dtype)
     for tile_rows, threads in ((16, 1), (3, 1), (16, 8), (1, 8)):
         other = batch.run(run_kernel, tile_rows, isa, threads=threads, **options)
         assert decode.tobytes() == other.tobytes(), f"tiles of {tile_rows} rows, for {threads} threads"
