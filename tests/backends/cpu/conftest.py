@@ -95,7 +95,7 @@ class Here:
     def run(
         self, compiled: Callable[..., None], memory: Memory, table: Array, sizes: Array, sync: Array, threads: int
     ) -> None:
-        compiled(*(tvm_ffi.from_dlpack(a) for a in (table.reshape(-1), sizes, sync)), 0, len(table), threads)
+        compiled(table.reshape(-1), sizes, sync, 0, len(table), threads)
 
 
 class Modelled(Here):
