@@ -44,14 +44,14 @@ def map_huge(path: Path) -> Array | None:
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     memory.madvise(mmap.MADV_HUGEPAGE)
     array = np.frombuffer(memory, np.uint8)
-    for size in (min(_PROBE, array.size), array.size):  # a part tells whether the rest is worth the time
-        try:
-            memory.madvise(_POPULATE_READ, 0, size)
-        except OSError:  # Linux before 5.14
+    try:
+        memory.madvise(_POPULATE_READ, 0, min(_PROBE, array.size))
+        if not _huge_bytes(array):  # then the rest is not worth the time
             return None
-        if _huge_bytes(array) < _HUGE_SHARE * size:
-            return None
-    return array
+        memory.madvise(_POPULATE_READ)
+    except OSError:  # Linux before 5.14
+        return None
+    return array if _huge_bytes(array) >= _HUGE_SHARE * array.size else None
 
 
 def _huge_bytes(memory: Array, smaps: Path = Path("/proc/self/smaps")) -> int:

@@ -1,5 +1,5 @@
-"""The `mlc` command. `commands` puts its groups of subcommands together, each of which is a file here; what they need is
-imported when they run, and nothing of it by the processes that `mlc bench` starts from this package.
+"""The `mlc` command. `commands` puts its groups of subcommands together, each of which is a file here; what they need
+is imported when they run, and nothing of it by the processes that `mlc bench` starts from this package.
 """
 
 from __future__ import annotations
