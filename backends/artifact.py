@@ -11,6 +11,7 @@ tokenizer.json, ...   as Hugging Face tools write them
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def digest(path: Path) -> str:
         if path.name != WEIGHTS:
             sha.update(file.read())
         else:
+            if hasattr(os, "posix_fadvise"):  # what is read ahead would lie in small pages; see `memory.map_huge`
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             sha.update(str(size).encode())
             sha.update(file.read(1 << 20))
             file.seek(max(0, size - (1 << 20)))

@@ -5,11 +5,8 @@ Knows nothing of graphs and never loads the TVM compiler, only its 3 MB run-time
 
 from __future__ import annotations
 
-import ctypes
 import importlib
-import importlib.util
 import os
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,52 +20,22 @@ from .cpu.sync import MAX_THREADS, SPINS, SYNC_WORDS
 from .cpu.table import ENTRY, HEAD, row
 from .load import LoadPolicy, usable_cores
 from .memory import ALIGNMENT, allocate
+from .native import Function, global_function, load_function
 from .program import Program, Ref, Size, evaluate_size
-
-
-def _import_ffi() -> Any:
-    """tvm_ffi without PyTorch, which it imports wherever that is installed: two seconds for nothing that we use."""
-    if "torch" in sys.modules:
-        return importlib.import_module("tvm_ffi")
-    sys.modules["torch"] = None  # type: ignore[assignment]  # makes its import fail
-    try:
-        return importlib.import_module("tvm_ffi")
-    finally:
-        del sys.modules["torch"]
-
-
-tvm_ffi = _import_ffi()
 
 _SPINS = 2000  # pauses of a waiting thread, about 50 to 100 µs; with more threads than cores it would block others
 
 Array = np.ndarray[Any, Any]
-Run = Callable[..., None]
 
 
-def load_library(path: Path) -> Run:
+def load_library(path: Path) -> Function:
     """The native walker of a compiled library (`.so`), or of LLVM IR text (`.ll`), which needs TVM's compiler."""
-    _load_runtime()
+    if path.suffix == ".ll":
+        importlib.import_module("tvm")  # registers the loader of LLVM text
     try:
-        if path.suffix == ".ll":
-            importlib.import_module("tvm")  # registers the loader of LLVM text
-
-        run: Run = tvm_ffi.load_module(str(path))[ENTRY]
-    except (RuntimeError, OSError, AttributeError) as error:
+        return load_function(path, ENTRY)
+    except RuntimeError as error:
         raise Corrupt(f"{path} cannot be loaded ({error}); compile the model again") from None
-    return run
-
-
-def _load_runtime() -> None:
-    """Make TVM's run-time library visible to the kernels, without importing TVM."""
-    spec = importlib.util.find_spec("tvm")
-    if spec is None or not spec.submodule_search_locations:
-        raise ArtifactError("the package apache-tvm is not installed; run `pip install mlc-engine` again")
-    folder = Path(spec.submodule_search_locations[0]) / "lib"
-    for name in ("libtvm_runtime.so", "libtvm_runtime.dylib"):
-        if (folder / name).exists():
-            ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL)
-            return
-    raise ArtifactError(f"{folder} has no libtvm_runtime; run `pip install --force-reinstall apache-tvm`")
 
 
 def set_threads(threads: int) -> None:
@@ -91,8 +58,8 @@ class _Pool(threading.local):
         if threads == 1:
             return 1  # no launch
         if threads != self._asked:
-            tvm_ffi.get_global_func("runtime.config_threadpool")(_ANY_CORES, threads)
-            self._asked, self._width = threads, tvm_ffi.get_global_func("runtime.NumThreads")()
+            global_function("runtime.config_threadpool")(_ANY_CORES, threads)
+            self._asked, self._width = threads, global_function("runtime.NumThreads")().bits
         return self._width
 
 
@@ -106,7 +73,7 @@ class Executor:
     def __init__(
         self,
         program: Program,
-        run: Run,
+        run: Function,
         memory: Mapping[tuple[str, str], Array],
         *,
         threads: int,
@@ -120,7 +87,6 @@ class Executor:
         self.program = program
         self.threads = threads
         self._load = load
-        self._run = run
         self._memory = dict(memory)
         self._memory["arena", ""] = allocate(program.arena)
         self._memory["scratch", ""] = allocate(program.scratch * self.threads)
@@ -131,7 +97,7 @@ class Executor:
         self._sync = allocate(4 * SYNC_WORDS).view(np.int32)
         self._sync[SPINS] = _SPINS if threads <= usable_cores() else 0
         self._table = self._build_table()
-        self._arguments = tuple(tvm_ffi.from_dlpack(a) for a in (self._table.reshape(-1), self._sizes, self._sync))
+        self._run = run.bind(self._table.reshape(-1), self._sizes, self._sync, 0, 0, 1)  # first call, end, threads
 
     def _build_table(self) -> Array:
         kernels = {name: i for i, name in enumerate(self.program.kernels)}
@@ -162,7 +128,7 @@ class Executor:
     def step(self, symbols: Mapping[str, int], first: int = 0, end: int | None = None) -> None:
         """Make the calls from `first` up to `end` (None: all), the symbols having the given values. One native call."""
         self._set_sizes(symbols)
-        self._run(*self._arguments, first, len(self.program.calls) if end is None else end, self.threads_now())
+        self._run(first, len(self.program.calls) if end is None else end, self.threads_now())
         if self._load:
             self._load.ended()
 
@@ -171,7 +137,7 @@ class Executor:
         self._set_sizes(symbols)
         threads = self.threads_now()
         for i in range(len(self.program.calls)):
-            self._run(*self._arguments, i, i + 1, threads)
+            self._run(i, i + 1, threads)
             observe(i)
 
     def threads_now(self) -> int:

@@ -179,11 +179,17 @@ class LanguageModel:
         self.symbols: dict[str, int] = {"table_stride": per_sequence, "draws": 0, "again": 0, "plain": 0}
 
     def _kv_memory(self) -> dict[tuple[str, str], Array]:
-        memory: dict[tuple[str, str], Array] = {}
-        for layer in self.program.kv_layers:
-            for part in ("k", "v"):
-                memory["kv", f"{part}.{layer.layer}"] = allocate(self.pages * layer.page_bytes)
-        return memory
+        """Keys and values of all layers for one page lie side by side, so that few pages in use are little memory even
+        where it is committed in pieces of 2 MB. The memory of a layer begins at its own place in the first page; page p
+        of the pool is therefore number p * `_page_stride` to it.
+        """
+        parts = [(f"{part}.{of.layer}", of.page_bytes) for of in self.program.kv_layers for part in ("k", "v")]
+        self._page_stride = len(parts)
+        most = np.iinfo(np.int32).max // (self._page_stride * self.page_size)
+        if self.pages > most:
+            raise ArtifactError(f"the cache of keys and values is asked to hold {self.pages} pages; at most {most}")
+        memory = {size: allocate(self.pages * len(parts) * size) for size in {size for _, size in parts}}
+        return {("kv", name): memory[size][i * size :] for i, (name, size) in enumerate(parts)}
 
     def _rotations(self, artifact: Artifact) -> dict[tuple[str, str], Array]:
         """cos and sin f32[max_context, d/2] for every frequency tensor the program rotates by."""
@@ -244,8 +250,11 @@ class LanguageModel:
         self._inputs["tokens"][:n] = batch.tokens
         self._inputs["positions"][:n] = batch.positions
         self._inputs["rows"][:r] = batch.rows
-        self._slots[:n] = batch.slots
-        self._tables[:s, : batch.tables.shape[1]] = batch.tables
+        slots = self._slots[:n]
+        np.floor_divide(batch.slots, self.page_size, out=slots)
+        slots *= (self._page_stride - 1) * self.page_size
+        slots += batch.slots
+        np.multiply(batch.tables, self._page_stride, out=self._tables[:s, : batch.tables.shape[1]])
         self.symbols.update(self._attention.fill(batch), n=n, r=r, draws=0, again=0)
 
 

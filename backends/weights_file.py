@@ -16,7 +16,7 @@ import numpy as np
 
 from mlc.errors import ArtifactError, Corrupt
 
-from .memory import ALIGNMENT, allocate, available
+from .memory import ALIGNMENT, allocate, available, map_huge
 
 Array = np.ndarray[Any, Any]
 
@@ -54,9 +54,13 @@ class NewFile:
 
     def release(self) -> None:
         """Let the system write back and forget what was written so far."""
+        self.advise("MADV_DONTNEED")
+
+    def advise(self, advice: str) -> None:
+        """Tell the system how the memory is used, where it can be told."""
         memory = getattr(self.data, "_mmap", None)
-        if memory is not None and hasattr(mmap, "MADV_DONTNEED"):
-            memory.madvise(mmap.MADV_DONTNEED)
+        if memory is not None and hasattr(mmap, advice):
+            memory.madvise(getattr(mmap, advice))
 
 
 def create(path: Path, entries: Mapping[str, Entry]) -> NewFile:
@@ -77,7 +81,9 @@ def create(path: Path, entries: Mapping[str, Entry]) -> NewFile:
     data = (
         np.memmap(path, np.uint8, mode="r+", offset=8 + len(text), shape=(offset,)) if offset else np.zeros(0, np.uint8)
     )
-    return NewFile(_views(data, header), data)
+    new = NewFile(_views(data, header), data)
+    new.advise("MADV_HUGEPAGE")  # so that `load_weights` finds it in huge pages
+    return new
 
 
 def read(path: Path, data: Array | None = None) -> dict[str, Array]:
@@ -102,14 +108,16 @@ def read(path: Path, data: Array | None = None) -> dict[str, Array]:
 def load_weights(path: Path, *, mapped: bool | None = None) -> dict[str, Array]:
     """The tensors of a file that `create` made, ready for kernels. Raises ArtifactError and Corrupt.
 
-    They are copied into huge pages, from which they are read faster; or `mapped`, which is ready at once, shares the
-    memory with other processes and lets the system take it back. By default a file is mapped where a copy would not
-    fit into the free memory.
+    The file is `mapped`, which is ready at once, shares the memory with the system's cache and other processes and lets
+    the system take it back; or copied into huge pages, from which it is read faster. By default it is mapped where the
+    cache has it in huge pages, or where a copy would not fit into the free memory.
     """
     size = path.stat().st_size
     if mapped is None:
         free = available()
         mapped = free is not None and size > _COPY_SHARE * free
+        if not mapped and (memory := _map_huge(path)) is not None:
+            return read(path, memory)
     if mapped:
         return read(path)
     memory = allocate(size)
@@ -121,6 +129,13 @@ def load_weights(path: Path, *, mapped: bool | None = None) -> dict[str, Array]:
                 raise ArtifactError(f"{path} became shorter while it was read")
             done += count
     return read(path, memory)
+
+
+def _map_huge(path: Path) -> Array | None:
+    try:
+        return map_huge(path)
+    except (OSError, ValueError) as error:
+        raise Corrupt(f"{path} cannot be read ({error}); compile the model again") from None
 
 
 def _field(entry: Entry, start: int, end: int) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from .request import FinishReason, Output, Request, Timings, TokenLogprobs, Usag
 from .sampling import SamplingParams
 from .settings import EngineSettings, Statistics
 from .streams import Piece
+from .tokenizer import Tokenizer
 
 Conversation = str | Sequence[Mapping[str, Any]]
 Text = str | Sequence[int]  # or its token ids
@@ -80,11 +81,17 @@ class Engine:
         kinds.
         """
         folder = Path(artifact)
+        tokenizer = Tokenizer.open(folder)
         self._begin(
             lambda: load_engine(
-                folder, threads=threads, max_context=max_context, kv_tokens=kv_tokens, settings=settings
+                folder,
+                tokenizer=tokenizer,
+                threads=threads,
+                max_context=max_context,
+                kv_tokens=kv_tokens,
+                settings=settings,
             ),
-            load_prompts(folder),
+            load_prompts(folder, tokenizer),
         )
 
     @classmethod

@@ -42,7 +42,7 @@ class Tokenizer:
             for id, token in backend.get_added_tokens_decoder().items()
             if token.special
         )
-        self.vocab_size: int = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        self._bytes: dict[int, bytes] = {}  # of the tokens that were asked for
         self.bos_token, self.bos_id = self._named(settings, "bos_token")
         self.eos_token, self.eos_id = self._named(settings, "eos_token")
         self.add_bos = self._adds_bos(settings)
@@ -86,7 +86,13 @@ class Tokenizer:
 
     def token_bytes(self, id: int) -> bytes:
         """The exact bytes of one token, of special tokens too; empty for an id that the tokenizer lacks."""
-        return self._bytes[id] if 0 <= id < len(self._bytes) else b""
+        known = self._bytes.get(id)
+        if known is not None:
+            return known
+        token = self._backend.id_to_token(id) if 0 <= id < 1 << 32 else None
+        if token is None:
+            return b""
+        return self._bytes.setdefault(id, self._spelling.bytes(token))
 
     def stream_decoder(self, *, skip_special: bool = True, continues: bool = False) -> StreamDecoder:
         """A decoder for ids that arrive one by one.
@@ -124,20 +130,14 @@ class Tokenizer:
     @cached_property
     def _later(self) -> tokenizers.Tokenizer:
         """The same tokenizer for text that follows a special token: without the blank that only begins a text."""
-        spec = json.loads(self._backend.to_str())
-        if not _set_never(spec["pre_tokenizer"]):
+        own = self._backend.pre_tokenizer
+        spec = None if own is None else json.loads(own.__getstate__())
+        if not _set_never(spec):
             return self._backend
-        later = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        whole = json.loads(self._backend.to_str())
+        later = tokenizers.Tokenizer.from_str(json.dumps(whole | {"pre_tokenizer": spec}))
         later.encode_special_tokens = True
         return later
-
-    @cached_property
-    def _bytes(self) -> list[bytes]:
-        """The bytes of every token."""
-        table = [b""] * self.vocab_size
-        for token, id in self._backend.get_vocab(with_added_tokens=True).items():
-            table[id] = self._spelling.bytes(token)
-        return table
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:

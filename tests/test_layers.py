@@ -206,7 +206,8 @@ def plant(root: Path, files: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["mlc", "mlc.errors", "mlc.cli", "mlc.runtime.api", "mlc.runtime.server.serve", "mlc.backends.module"]
+    "module",
+    ["mlc", "mlc.errors", "mlc.cli.commands", "mlc.runtime.api", "mlc.runtime.server.serve", "mlc.backends.module"],
 )
 def test_importing_loads_no_compiler_and_no_pytorch(module: str) -> None:
     """TVM's compiler is 259 MB, PyTorch an extra: neither is needed to talk to a model."""

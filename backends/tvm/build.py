@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tvm
@@ -15,6 +15,7 @@ from ..cpu.isa import Isa
 from ..cpu.kernel import Kernel
 from ..cpu.program import program
 from ..cpu.table import ENTRY
+from ..native import Function
 
 _PIPELINE = "mlc"
 
@@ -48,10 +49,10 @@ def build(kernels: Sequence[Kernel], isa: Isa) -> Any:
     return tvm.compile(program(kernels, isa.architecture), target=isa.target(), tir_pipeline=_PIPELINE)
 
 
-def compile_program(kernels: Sequence[Kernel], isa: Isa) -> Callable[..., None]:
+def compile_program(kernels: Sequence[Kernel], isa: Isa) -> Function:
     """The walker as a function (table, sizes, sync, first, last, threads); see `cpu.program`."""
-    walker: Callable[..., None] = build(kernels, isa)[ENTRY]
-    return walker
+    walker = build(kernels, isa)[ENTRY]
+    return Function(walker.__chandle__(), walker)
 
 
 def assembly(kernels: Sequence[Kernel], isa: Isa) -> str:

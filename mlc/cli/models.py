@@ -120,8 +120,10 @@ def run(
       mlc run -m Qwen/Qwen3-0.6B --quant q4 --system "Answer in one sentence."
       git diff | mlc run -m ./compiled -i -
     """
+    from mlc.runtime import engine as core
     from mlc.runtime.api import Engine
     from mlc.runtime.load import load_engine, load_prompts
+    from mlc.runtime.tokenizer import Tokenizer
 
     from .chat import Conversation
     from .source import artifact
@@ -130,13 +132,18 @@ def run(
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     given["max_tokens"] = max_tokens
     folder = artifact(model, Options(quant, target, kv_type, embedding_quant=embedding_quant))
-    prompts = load_prompts(folder)
+    tokenizer = Tokenizer.open(folder)
+    prompts = load_prompts(folder, tokenizer)
     chat = prompts.template is not None
     if system and not chat:
         raise BadConfig("--system is for chat models; this one has no chat template")
     sampling: dict[str, Any] = {} if prompts.defaults else dict(_DEFAULTS)
     sampling |= {name: value for name, value in given.items() if value is not None}
-    with Engine.over(lambda: load_engine(folder, threads=threads, max_context=max_context), prompts) as engine:
+
+    def make_engine() -> core.Engine:
+        return load_engine(folder, tokenizer=tokenizer, threads=threads, max_context=max_context)
+
+    with Engine.over(make_engine, prompts) as engine:
         conversation = Conversation(engine, chat, sampling, system)
         if not chat:
             output.note("this model has no chat template: it continues your text")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mlc.cli import app
+from mlc.cli.commands import app
 
 Mlc = Callable[..., subprocess.CompletedProcess[str]]
 

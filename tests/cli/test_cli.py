@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from mlc import __version__
-from mlc.cli import app
+from mlc.cli.commands import app
 from mlc.errors import ParseError
 from mlc.ir import parse_graph, verify
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["serve", "--help"], ["run", "--help"]])
 def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
     script = (
-        "import sys\nfrom mlc.cli import app\n"
+        "import sys\nfrom mlc.cli.commands import app\n"
         f"try:\n    app({arguments!r}, prog_name='mlc')\nexcept SystemExit as end:\n    assert not end.code\n"
         "heavy = 'tvm tvm_ffi numpy torch sanic tokenizers transformers huggingface_hub prompt_toolkit'.split()\n"
         "print('HEAVY', [name for name in heavy if name in sys.modules])"

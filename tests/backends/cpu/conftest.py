@@ -84,7 +84,7 @@ class Here:
 
     threads = int(os.environ["TVM_NUM_THREADS"])
 
-    def compile(self, kernel: Kernel, isa: Isa) -> Callable[..., None]:
+    def compile(self, kernel: Kernel, isa: Isa) -> Callable[..., Any]:
         return compile_program([kernel], isa)
 
     def memory(self, size: int) -> Memory:
@@ -93,15 +93,15 @@ class Here:
         return Memory(raw, raw.ctypes.data)
 
     def run(
-        self, compiled: Callable[..., None], memory: Memory, table: Array, sizes: Array, sync: Array, threads: int
+        self, compiled: Callable[..., Any], memory: Memory, table: Array, sizes: Array, sync: Array, threads: int
     ) -> None:
-        compiled(*(tvm_ffi.from_dlpack(a) for a in (table.reshape(-1), sizes, sync)), 0, len(table), threads)
+        compiled(table.reshape(-1), sizes, sync, 0, len(table), threads)
 
 
 class Modelled(Here):
     """This process, byte products being done by arithmetic that every machine has, in the same vectors."""
 
-    def compile(self, kernel: Kernel, isa: Isa) -> Callable[..., None]:
+    def compile(self, kernel: Kernel, isa: Isa) -> Callable[..., Any]:
         host = host_isa()
         # this machine has no registers to pin that are so wide
         with patch.object(isa_module, "intrinsic", modelled), patch.object(isa_module, "pin", lambda value: value):
