@@ -8,16 +8,20 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from mlc import __version__
+from mlc.cache import BUNDLED, key
 from mlc.cli.commands import app
 from mlc.errors import ParseError
 from mlc.ir import parse_graph, verify
+from mlc.options import Options
 
 Mlc = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = ("run", "compile", "serve", "bench", "show", "diff", "doctor")
@@ -129,6 +133,33 @@ def test_every_stage_prints_text_that_reads_back(cli: Mlc, stage: str) -> None:
     graph = verify(parse_graph(done.stdout))
     assert f"{graph}\n" == done.stdout
     assert ("q4_g32" in done.stdout) == (stage not in ("frontend", "fused"))
+
+
+@pytest.mark.parametrize(
+    ("options", "table", "others"),
+    [
+        ((), "f16", {"f16"}),
+        (("--quant", "q6"), "q8_g32", {"q6_g32"}),
+        (("--quant", "q4", "--embedding-quant", "q6"), "q6_g32", {"q4_g32"}),
+        (("--quant", "q4", "--embedding-quant", "none"), "f16", {"q4_g32"}),
+        (("--embedding-quant", "q4"), "q4_g32", {"f16"}),
+    ],
+)
+def test_the_embedding_table_has_a_number_format_of_its_own(
+    cli: Mlc, options: tuple[str, ...], table: str, others: set[str]
+) -> None:
+    rows = json.loads(cli("show", "--stats", "--json", *options).stdout)["ops"]
+    read = {(row["op"], row["reads"].partition("[")[0]): row for row in rows if row["op"] in ("embed", "linear")}
+    assert {dtype for op, dtype in read if op == "embed"} == {table}
+    assert {dtype for op, dtype in read if op == "linear"} == {table, *others}  # the head reads the same table
+
+
+def test_a_cached_model_is_one_for_each_choice_of_options() -> None:
+    other: dict[str, Any] = {"quant": "q6", "embedding_quant": "q6", "target": "neon", "kv_type": "q8", "max_tokens": 9}
+    other |= {"max_sequences": 9}
+    assert other.keys() == {f.name for f in fields(Options)}
+    keys = {key(BUNDLED, Options()), *(key(BUNDLED, replace(Options(), **{name: v})) for name, v in other.items())}
+    assert len(keys) == 1 + len(other)
 
 
 def test_a_graph_can_be_edited_and_compared(cli: Mlc, tmp_path: Path) -> None:

@@ -77,9 +77,9 @@ def test_a_compiled_model_is_not_compiled_again(cli: Mlc, tiny: Path, tmp_path: 
 
 
 def test_options_that_come_too_late_are_refused(cli: Mlc, tiny: Path) -> None:
-    for command in (["run", "-i", "x"], ["bench"], ["serve"]):
-        done = cli(*command, "-m", tiny, "--quant", "q4")
-        assert done.returncode == 2 and "--quant, --target and --kv-type come too late" in done.stderr
+    for command, option in ((["run", "-i", "x"], "--quant"), (["bench"], "--embedding-quant"), (["serve"], "--quant")):
+        done = cli(*command, "-m", tiny, option, "q4")
+        assert done.returncode == 2 and "--embedding-quant, --target and --kv-type come too late" in done.stderr
 
 
 def test_a_damaged_compiled_model_says_what_to_do(cli: Mlc, tiny: Path, tmp_path: Path) -> None:
