@@ -8,6 +8,16 @@ from pathlib import Path
 
 from mlc.errors import InputError
 
+TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "config.json",
+)
+"""What a compiled model keeps of the texts that lie beside a checkpoint's weights."""
+
 _TEXTS = ["*.json", "*.jinja", "tokenizer*", "*.txt"]
 _WEIGHTS = ["*.safetensors", "pytorch_model*.bin"]  # the second where a model lacks the first
 _UNWANTED = ["*/*", "consolidated*"]  # the same weights in another layout
