@@ -26,7 +26,7 @@ _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(:(?P<file>[\w./ -
 
 
 def resolve(model: str) -> Path:
-    """The folder or .gguf file that `model` names.
+    """The folder or file that `model` names.
 
     `model` is a path, or a hub id (`owner/name`, or `owner/name:file.gguf` for one file of it), which is taken from
     huggingface_hub's cache or downloaded into it; HF_HUB_OFFLINE is honoured. Raises InputError.
