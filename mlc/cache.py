@@ -20,7 +20,7 @@ from pathlib import Path
 from mlc import __version__
 from mlc.backends.artifact import MANIFEST, cpu_features
 from mlc.errors import CompileError, InputError, MlcError
-from mlc.frontend.checkpoints.hub import resolve
+from mlc.frontend.checkpoints.hub import TEXT_FILES, resolve
 from mlc.options import Options
 
 Progress = Callable[[str, float], None]
@@ -39,7 +39,10 @@ def locate(model: str | None) -> tuple[Path, str]:
     if model is None:
         return BUNDLED, "mlc-tiny"
     path = resolve(model)
-    return path, model if not Path(model).exists() else path.name.removesuffix(".gguf")
+    if not Path(model).exists():
+        return path, model
+    named = path if path.is_dir() or path.suffix == ".gguf" else path.absolute().parent  # not "model.safetensors"
+    return path, named.name.removesuffix(".gguf")
 
 
 def prepare(
@@ -65,8 +68,7 @@ def key(path: Path, options: Options) -> str:
     sha = hashlib.sha256(f"{__version__} {sorted(asdict(options).items())}".encode())
     if options.target == "host":
         sha.update(" ".join(sorted(cpu_features())).encode())
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    for file in files:
+    for file in _files(path):
         stat = file.stat()
         sha.update(f"{file.name} {stat.st_size}".encode())
         with file.open("rb") as stream:
@@ -81,6 +83,14 @@ def key(path: Path, options: Options) -> str:
             sha.update(source.read_bytes())
     sha.update((package / "compile.py").read_bytes())
     return sha.hexdigest()[:16]
+
+
+def _files(path: Path) -> list[Path]:
+    """All that a checkpoint is made of: the files of a folder, or a file and what belongs to it."""
+    if path.is_dir():
+        return sorted(p for p in path.iterdir() if p.is_file())
+    beside = [] if path.suffix == ".gguf" else [path.parent / name for name in TEXT_FILES]
+    return [path, *(file for file in beside if file.is_file())]
 
 
 def compile_to(path: Path, name: str, out: Path, options: Options, progress: Progress) -> None:

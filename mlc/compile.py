@@ -17,6 +17,8 @@ from mlc import __version__
 from mlc.backends.convert import Data, convert
 from mlc.backends.program import Program, evaluate_size
 from mlc.frontend.checkpoints.folder import Checkpoint, check, open_checkpoint
+from mlc.frontend.checkpoints.gguf_names import GgufModel
+from mlc.frontend.checkpoints.hub import TEXT_FILES
 from mlc.frontend.nn import Weights
 from mlc.frontend.registry import find
 from mlc.ir import Graph, Tensor, parse_format
@@ -223,16 +225,6 @@ class CheckpointSource:
         self.checkpoint.release()
 
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "config.json",
-)
-
-
 def _write_texts(work: Path, model: Model, program: Program, folded: Folded) -> None:
     """Everything of the artifact that is text."""
     import msgspec
@@ -240,13 +232,14 @@ def _write_texts(work: Path, model: Model, program: Program, folded: Folded) -> 
     (work / f"program-{program.name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(program), indent=1))
     (work / f"graph-{program.name}.ir").write_text(f"{folded.forward}\n")
     (work / f"weights-{program.name}.ir").write_text(f"{folded.conversion}\n")
-    path = model.checkpoint.path
-    if path.is_file():
+    checkpoint = model.checkpoint
+    if isinstance(checkpoint, GgufModel):
         from mlc.frontend.checkpoints.gguf_tokenizer import write_tokenizer
 
-        write_tokenizer(model.checkpoint.metadata(), work)
+        write_tokenizer(checkpoint.metadata(), work)
         (work / "config.json").write_text(json.dumps(dict(model.raw), indent=1))
-    else:
-        for name in _TOKENIZER_FILES:
-            if (path / name).is_file():
-                shutil.copyfile(path / name, work / name)
+        return
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    for name in TEXT_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, work / name)

@@ -8,6 +8,16 @@ from pathlib import Path
 
 from mlc.errors import InputError
 
+TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "config.json",
+)
+"""What a compiled model keeps of the texts that lie beside a checkpoint's weights."""
+
 _TEXTS = ["*.json", "*.jinja", "tokenizer*", "*.txt"]
 _WEIGHTS = ["*.safetensors", "pytorch_model*.bin"]  # the second where a model lacks the first
 _UNWANTED = ["*/*", "consolidated*"]  # the same weights in another layout
@@ -16,7 +26,7 @@ _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(:(?P<file>[\w./ -
 
 
 def resolve(model: str) -> Path:
-    """The folder or .gguf file that `model` names.
+    """The folder or file that `model` names.
 
     `model` is a path, or a hub id (`owner/name`, or `owner/name:file.gguf` for one file of it), which is taken from
     huggingface_hub's cache or downloaded into it; HF_HUB_OFFLINE is honoured. Raises InputError.

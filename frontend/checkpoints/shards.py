@@ -64,6 +64,8 @@ class Shards:
     def open(path: Path, format: FileFormat) -> Shards:
         """Open `path`, a folder or a file. Raises BadCheckpoint, UnsupportedModel."""
         if path.is_file():
+            if path.name != format.single and (path.parent / format.index).is_file():
+                raise BadCheckpoint(f"{path} is one of several shards; name their folder instead: {path.parent}")
             return Shards(path, {path.name: path}, format)
         if (path / format.single).is_file():
             return Shards(path, {format.single: path / format.single}, format)
@@ -87,7 +89,15 @@ class Shards:
         return self._metadata
 
     def config(self) -> dict[str, Any]:
-        return read_config((self.path.parent if self.path.is_file() else self.path) / "config.json")
+        if self.path.is_dir():
+            return read_config(self.path / "config.json")
+        beside = self.path.parent / "config.json"
+        if not beside.is_file():
+            raise BadConfig(
+                f"{self.path} has no config.json beside it, which says what model this is; put it there, and the "
+                "tokenizer's files, or name a folder that has all of them"
+            )
+        return read_config(beside)
 
     def _add(self, name: str, file: Path, contents: Contents) -> None:
         for tensor, (info, place) in contents.tensors.items():

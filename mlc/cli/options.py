@@ -14,7 +14,7 @@ Source: TypeAlias = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="A Hugging Face hub id, a folder with a checkpoint, or a .gguf file. Default: the bundled tiny model.",
+        help="A Hugging Face hub id, a checkpoint's folder, or its file of weights. Default: the bundled tiny model.",
         show_default=False,
     ),
 ]
@@ -23,7 +23,7 @@ Model: TypeAlias = Annotated[
     typer.Option(
         "-m",
         "--model",
-        help="A hub id, a checkpoint's folder, a .gguf file, or a compiled model. Default: the bundled tiny model.",
+        help="A hub id, a checkpoint's folder or file, or a compiled model. Default: the bundled tiny model.",
         show_default=False,
         rich_help_panel=_MODEL,
     ),

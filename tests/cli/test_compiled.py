@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import pty
 import re
@@ -15,10 +16,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from openai import OpenAI
 
+from mlc.backends.module import open_module
+from mlc.cache import BUNDLED, key
 from mlc.ir import parse_graph, verify
+from mlc.options import Options
+from mlc.runtime.engine import Engine
+from mlc.runtime.sampling import SamplingParams
+from mlc.runtime.tokenizer import Tokenizer
 
 Mlc = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -45,6 +53,72 @@ def test_the_bundled_model_is_compiled_once_and_then_reused(
     assert first.stdout == second.stdout != ""
     assert re.search(r"^compiled mlc-tiny in [\d.]+ s into ", first.stderr, re.MULTILINE)
     assert re.fullmatch(r"reusing the compiled model in .*\n", second.stderr)
+
+
+def test_a_weights_file_with_its_config_beside_it_is_a_model(mlc: Mlc, tiny: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(BUNDLED, tmp_path / "some-model"))
+    weights = folder / "model.safetensors"
+    out = tmp_path / "out"
+    assert mlc("compile", weights, "-o", out).returncode == 0
+    question = ("-i", "What is the capital of France?")
+    assert mlc("run", "-m", out, *question).stdout == mlc("run", "-m", tiny, *question).stdout
+    assert "\nname: some-model\n" in (out / "manifest.yaml").read_text()
+    before = key(weights, Options())
+    (folder / "config.json").write_text("{}")
+    assert key(weights, Options()) != before  # what lies beside it belongs to it
+    (folder / "config.json").unlink()
+    done = mlc("compile", weights, "-o", tmp_path / "none")
+    assert done.returncode == 2 and "model.safetensors has no config.json beside it" in done.stderr
+
+
+RUNNING = """
+import sys
+from mlc.runtime.api import Engine
+from mlc.runtime.tokenizer import Tokenizer
+opened, open_tokenizer = [], Tokenizer.open
+Tokenizer.open = staticmethod(lambda folder: opened.append(folder) or open_tokenizer(folder))
+with Engine(sys.argv[1]) as engine:
+    print(engine.chat("What is the capital of France?"))
+print(len(opened))
+print(*sorted({name.partition(".")[0] for name in sys.modules} & set(sys.argv[2:])))
+with open("/proc/self/maps") as maps:
+    print(*sorted({line.split("/")[-1].strip() for line in maps if "libtvm" in line or "LLVM" in line}))
+"""
+
+
+def test_answering_loads_neither_the_compiler_nor_what_only_other_commands_need(tiny: Path) -> None:
+    heavy = ["tvm", "tvm_ffi", "torch", "transformers", "huggingface_hub", "typer", "rich", "sanic", "prompt_toolkit"]
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNING, tiny, *heavy], capture_output=True, text=True, timeout=120, check=True
+    )
+    answer, tokenizers_opened, modules, libraries = done.stdout.split("\n")[:4]
+    assert answer == "The capital of France is Paris."
+    assert tokenizers_opened == "1"
+    assert modules == ""
+    assert libraries == "libtvm_ffi.so libtvm_runtime.so"
+
+
+def test_a_side_of_a_benchmark_loads_nothing_of_the_command() -> None:
+    script = (
+        "import sys, mlc.cli.bench_engine\n"
+        "print({'typer', 'rich', 'tokenizers', 'jinja2', 'tvm', 'tvm_ffi', 'torch'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_a_short_conversation_takes_little_of_the_memory_of_the_cache(tiny: Path) -> None:
+    """Each layer's own 2 MB for keys, and for values, would be 20 MB."""
+    model = open_module(tiny, kv_tokens=1 << 20)
+    for _ in Engine(model, Tokenizer.open(tiny)).generate("Hello", SamplingParams(max_tokens=4)):
+        pass
+    places = [array.ctypes.data for (kind, _), array in model.executor._memory.items() if kind == "kv"]
+    page = mmap.PAGESIZE
+    with Path("/proc/self/pagemap").open("rb") as pagemap:
+        pagemap.seek(min(places) // page * 8)
+        entries = np.fromfile(pagemap, np.uint64, (1 << 20) * model.kv_bytes // page)
+    committed = int((entries >> np.uint64(63)).sum()) * page
+    assert len(places) == 10 and 0 < committed <= 2 << 20
 
 
 def test_sampling_options_reach_the_sampler(cli: Mlc, tiny: Path) -> None:

@@ -142,6 +142,12 @@ def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.rows("b", 1, 2).tolist() == [[1.0, 1.0, 1.0]]
 
 
+def test_one_of_several_shards_is_no_model(tmp_path: Path) -> None:
+    shards(tmp_path, {"a": "1.safetensors", "b": "2.safetensors"}, {"1.safetensors": ["a"], "2.safetensors": ["b"]})
+    with pytest.raises(BadCheckpoint, match=f"one of several shards; name their folder instead: {tmp_path}"):
+        open_checkpoint(tmp_path / "1.safetensors")
+
+
 @pytest.mark.parametrize(
     ("index", "files", "message"),
     [
