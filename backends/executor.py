@@ -120,7 +120,7 @@ class Executor:
         self.program = program
         self.threads = threads
         self._load = load
-        self._run = run
+        self.native = run  # makes the native calls; a profiler may stand before it
         self._memory = dict(memory)
         self._memory["arena", ""] = allocate(program.arena)
         self._memory["scratch", ""] = allocate(program.scratch * self.threads)
@@ -162,7 +162,7 @@ class Executor:
     def step(self, symbols: Mapping[str, int], first: int = 0, end: int | None = None) -> None:
         """Make the calls from `first` up to `end` (None: all), the symbols having the given values. One native call."""
         self._set_sizes(symbols)
-        self._run(*self._arguments, first, len(self.program.calls) if end is None else end, self.threads_now())
+        self.native(*self._arguments, first, len(self.program.calls) if end is None else end, self.threads_now())
         if self._load:
             self._load.ended()
 
@@ -171,7 +171,7 @@ class Executor:
         self._set_sizes(symbols)
         threads = self.threads_now()
         for i in range(len(self.program.calls)):
-            self._run(*self._arguments, i, i + 1, threads)
+            self.native(*self._arguments, i, i + 1, threads)
             observe(i)
 
     def threads_now(self) -> int:

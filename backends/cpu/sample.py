@@ -124,12 +124,15 @@ class _Kept:
         weight = weight_of(distance_of(peak, self.peak, self.factor, 1), 1)
         return tirx.any(peak < self.least, weight < self.min_p)
 
-    def weights(self, column: Expr, lanes: int) -> Expr:
+    def weights(self, column: Expr, lanes: int, *, cut: bool) -> Expr:
+        """`cut`: some of the tokens from `column` on may be beyond `last`."""
         x = let(load(self.f["logits"], self.start + column, lanes))
         weight = weight_of(distance_of(x, self.peak, self.factor, lanes), lanes)
         least, zero = let(splat(self.least, lanes)), splat(f32(0), lanes)
-        ids = let(column if lanes == 1 else tirx.Ramp(column, 1, lanes))
         heavy = let(tirx.Select(weight >= splat(self.min_p, lanes), weight, zero))
+        if not cut:
+            return let(tirx.Select(x >= least, heavy, zero))
+        ids = let(column if lanes == 1 else tirx.Ramp(column, 1, lanes))
         tie = let(tirx.Select(ids <= splat(self.last, lanes), heavy, zero))
         tie = let(tirx.Select(x >= least, tie, zero))
         return let(tirx.Select(x > least, heavy, tie))
@@ -148,11 +151,16 @@ def kept_masses(vocab: int, isa: Isa) -> Kernel:
         def block(row: Expr, number: Expr, first: Expr, columns: int) -> None:
             kept, at = _Kept(f, row, vocab), let(row * blocks(vocab) + number)
 
-            def total() -> None:
-                mass = row_sum(columns, isa, lambda column, lanes, sums: sums + kept.weights(first + column, lanes))
-                store(f["masses"], at, mass, 1)
+            def total(*, cut: bool) -> None:
+                def add(column: Expr, lanes: int, sums: Expr) -> Expr:
+                    return sums + kept.weights(first + column, lanes, cut=cut)
 
-            when(kept.nothing(f["peaks"][at]), lambda: store(f["masses"], at, f32(0), 1), total)
+                store(f["masses"], at, row_sum(columns, isa, add), 1)
+
+            def some() -> None:
+                when(kept.last < first + (columns - 1), lambda: total(cut=True), lambda: total(cut=False))
+
+            when(kept.nothing(f["peaks"][at]), lambda: store(f["masses"], at, f32(0), 1), some)
 
         def item(row: Expr, number: Expr, first: Expr, columns: int) -> None:
             when(_draws(f, row), lambda: block(row, number, first, columns))
@@ -187,9 +195,10 @@ def _draw(f: Frame, row: Expr, vocab: int, isa: Isa, area: Expr) -> None:
     block, share = _pick(f["masses"], first, blocks(vocab), u)
 
     def inside(start: Expr, columns: int) -> None:
-        each_piece(
-            columns, isa.lanes, lambda c, lanes: store(f["scratch"], area + c, kept.weights(start + c, lanes), lanes)
-        )
+        def weigh(column: Expr, lanes: int) -> None:
+            store(f["scratch"], area + column, kept.weights(start + column, lanes, cut=True), lanes)
+
+        each_piece(columns, isa.lanes, weigh)
         column, _ = _pick(f["scratch"], area, columns, share)
         store(f["tokens"], row, start + column, 1)
 

@@ -25,7 +25,7 @@ def lower_sampling(x: CpuLowering) -> None:
         "tokens": Ref("step", "chosen"),
         "peaks": x.temporary(of_blocks, 4),
         "peak": x.temporary(rows, 4),
-        "bins": x.temporary(size_of("r", parts(vocab), BINS, 2), 8),
+        "bins": x.temporary(size_of("r", parts(vocab), BINS), 8),
         "least": x.temporary(rows, 4),
         "last": x.temporary(rows, 4),
         "masses": x.temporary(of_blocks, 4),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,15 @@ from mlc.backends.reference.sample import distribution, sample
 from tests.backends.cpu.conftest import RunKernel
 
 Array = np.ndarray[Any, Any]
-VOCABS = (1, 7, 300, BLOCK, BLOCK + 1, PART + 3 * BLOCK + 21)
+SMALL, LARGE = 300, PART + BLOCK + 77
+VOCABS = (SMALL, 1, BLOCK, LARGE, BLOCK + 1)
 RULES = [  # temperature, top_k, top_p, min_p
     (0.0, 0, 1.0, 0.0),
     (1.0, 0, 1.0, 0.0),
     (0.7, 0, 1.0, 0.0),
     (1.0, 40, 1.0, 0.0),
     (1.0, 5000, 1.0, 0.0),
+    (1.0, 5000, 0.9, 0.0),
     (1.0, 0, 0.9, 0.0),
     (2.5, 0, 0.999, 0.0),
     (100.0, 0, 0.5, 0.0),
@@ -52,112 +56,125 @@ class Kernels:
         )
 
     def __call__(self, logits: Array, rules: Array, draws: Array) -> Array:
+        tokens = self.run(logits, rules, draws)["tokens"]
+        assert isinstance(tokens, np.ndarray)
+        return tokens
+
+    def run(self, logits: Array, rules: Array, draws: Array) -> dict[str, Array | str]:
+        """All that they write."""
         r = len(logits)
         memory: dict[str, Array | str] = {"logits": logits, "rules": rules, "draws": draws}
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "peaks": ((r, blocks(self.vocab)), np.float32),
             "peak": ((r,), np.float32),
             "tokens": ((r,), np.int32),
-            "bins": ((r, parts(self.vocab), BINS, 2), np.float64),
+            "bins": ((r, parts(self.vocab), BINS), np.int64),
             "least": ((r,), np.float32),
             "last": ((r,), np.int32),
             "masses": ((r, blocks(self.vocab)), np.float32),
         }
         for kernel in self.list:
             names = [p.name for p in kernel.pointers]
+            changed = {"draw": ["tokens"], "threshold": ["bins"]}.get(kernel.name.partition("_")[0], [])
             outputs = {name: shapes[name] for name in names if name in shapes and name not in memory}
-            if kernel.name.startswith("draw"):
-                outputs = {"tokens": shapes["tokens"]}
+            outputs |= {name: shapes[name] for name in changed}
             given = {name: memory[name] for name in names if name in memory}
             memory |= self.run_kernel(kernel, given, {"rows": r}, outputs=outputs, isa=self.isa)
-        tokens = memory["tokens"]
-        assert isinstance(tokens, np.ndarray)
-        return tokens
+        return memory
+
+
+MakeKernels = Callable[..., Kernels]
+
+
+@pytest.fixture(scope="module")
+def kernels(run_kernel: RunKernel) -> MakeKernels:
+    """Those of a vocabulary and an instruction set (this machine's), compiled once."""
+    made = cache(lambda vocab, isa: Kernels(run_kernel, vocab, isa))
+    return lambda vocab, isa=None: made(vocab, isa or host_isa())
 
 
 def check(kernels: Kernels, logits: Array, rules: list[tuple[float, ...]], draws: Array) -> None:
-    """Each token is one that the definition leaves, and `draws` lies in its interval of the cumulative sum."""
-    tokens = kernels(logits, np.array(rules, np.float32), draws)
-    for x, (factor, *limits), u, token in zip(logits, rules, draws, tokens.tolist(), strict=True):
+    """The tokens left are those that the definition leaves; the drawn one's interval of their cumulative sum holds the
+    draw.
+    """
+    made, ids = kernels.run(logits, np.array(rules, np.float32), draws), np.arange(kernels.vocab)
+    found = zip(*(np.asarray(made[name]).tolist() for name in ("tokens", "least", "last")), strict=True)
+    for x, (factor, *limits), u, (token, least, last) in zip(logits, rules, draws, found, strict=True):
         if factor == 0:
             assert token == x.argmax()
             continue
         p = distribution(x, factor, *limits)
-        assert p[token] > 0, (factor, limits, u)
         above = p.cumsum()[token]
-        assert above - p[token] - 2e-6 <= u <= above + 2e-6, (factor, limits, u)
+        assert p[token] > 0 and above - p[token] - 2e-6 <= u <= above + 2e-6, (factor, limits, u)
+        wanted = distribution(x, factor, *limits[:2], 0.0)
+        wrong = ((x > least) | ((x == least) & (ids <= last))) != (wanted > 0)
+        everything = distribution(x, factor, 0, 1.0, 0.0)
+        assert everything[wrong].sum() < 2e-6, f"{factor}, {limits}: {wrong.sum()} tokens are left or not by mistake"
+        assert limits[1] < 1 or not wrong.any() or not everything[wrong].any(), "top_k alone is exact"
 
 
 @pytest.mark.parametrize("vocab", VOCABS)
-def test_tokens_are_those_of_the_definition(run_kernel: RunKernel, runnable: list[Isa], vocab: int) -> None:
+def test_tokens_are_those_of_the_definition(kernels: MakeKernels, isa: Isa, vocab: int) -> None:
     rng = np.random.default_rng(vocab)
-    for isa in runnable:
-        kernels = Kernels(run_kernel, vocab, isa)
-        for scale in (0.5, 4.0):
-            logits = (rng.standard_normal((len(RULES), vocab)) * scale).astype(np.float32)
-            for _ in range(3):
-                check(kernels, logits, [rule(*r) for r in RULES], rng.random(len(RULES)))
+    for scale in (0.5, 4.0):
+        logits = (rng.standard_normal((len(RULES), vocab)) * scale).astype(np.float32)
+        for _ in range(3):
+            check(kernels(vocab, isa), logits, [rule(*r) for r in RULES], rng.random(len(RULES)))
 
 
-def test_the_share_of_each_token_is_its_probability(run_kernel: RunKernel) -> None:
+def test_the_share_of_each_token_is_its_probability(kernels: MakeKernels) -> None:
     """u runs over an even grid, so that counts differ from probabilities by less than the ends of intervals."""
-    vocab, grid = 300, 2000
-    x = (np.random.default_rng(1).standard_normal(vocab) * 3).astype(np.float32)
-    kernels = Kernels(run_kernel, vocab, host_isa())
+    grid = 2000
+    x = (np.random.default_rng(1).standard_normal(SMALL) * 3).astype(np.float32)
     for one in RULES[1:]:
-        rows, draws = np.broadcast_to(x, (grid, vocab)), (np.arange(grid) + 0.5) / grid
-        tokens = kernels(rows, np.broadcast_to(np.array(rule(*one), np.float32), (grid, 4)), draws)
-        shares = np.bincount(tokens, minlength=vocab) / grid
+        rows, draws = np.broadcast_to(x, (grid, SMALL)), (np.arange(grid) + 0.5) / grid
+        tokens = kernels(SMALL)(rows, np.broadcast_to(np.array(rule(*one), np.float32), (grid, 4)), draws)
+        shares = np.bincount(tokens, minlength=SMALL) / grid
         np.testing.assert_allclose(shares, distribution(x, *rule(*one)), atol=1.1 / grid)
 
 
-@pytest.mark.parametrize("vocab", [10, PART + 100])
-def test_equal_logits_are_cut_by_id(run_kernel: RunKernel, vocab: int) -> None:
-    kernels, grid = Kernels(run_kernel, vocab, host_isa()), 60
+@pytest.mark.parametrize("vocab", [SMALL, LARGE])
+def test_equal_logits_are_cut_by_id(kernels: MakeKernels, vocab: int) -> None:
+    grid = 60
     for limits, left in (((4, 1.0), 4), ((0, 0.35), -(-35 * vocab // 100)), ((5, 0.5), 3)):
         rows = np.zeros((grid, vocab), np.float32)
         rows[:, ::2] = -0.0
         rules = np.broadcast_to(np.array(rule(1.0, *limits, 0.0), np.float32), (grid, 4))
-        tokens = kernels(rows, rules, np.linspace(0.0, 1.0 - 2**-53, grid))
+        tokens = kernels(vocab)(rows, rules, np.linspace(0.0, 1.0 - 2**-53, grid))
         assert tokens.min() == 0 and tokens.max() == left - 1
 
 
-def test_impossible_tokens_are_never_drawn(run_kernel: RunKernel) -> None:
-    vocab = 3 * BLOCK
-    x = np.full(vocab, -np.inf, np.float32)
+def test_impossible_tokens_are_never_drawn(kernels: MakeKernels) -> None:
+    x = np.full(LARGE, -np.inf, np.float32)
     x[[17, BLOCK + 5]] = 1.0, 2.0
-    kernels = Kernels(run_kernel, vocab, host_isa())
     draws = np.array([0.0, 0.3, 0.99, 1.0 - 2**-53, 1.0])
-    for limits in ((0, 1.0, 0.0), (5, 1.0, 0.0), (0, 0.99, 0.0), (0, 1.0, 1e-9), (3, 0.9999, 0.0)):
+    for limits in ((0, 1.0, 0.0), (5, 1.0, 0.0), (500, 1.0, 0.0), (0, 0.99, 0.0), (0, 1.0, 1e-9), (3, 0.9999, 0.0)):
         rules = np.broadcast_to(np.array(rule(1.0, *limits), np.float32), (5, 4))
-        assert set(kernels(np.broadcast_to(x, (5, vocab)), rules, draws).tolist()) == {17, BLOCK + 5}
+        assert set(kernels(LARGE)(np.broadcast_to(x, (5, LARGE)), rules, draws).tolist()) == {17, BLOCK + 5}
 
 
-def test_rows_that_cannot_be_sampled_say_why(run_kernel: RunKernel, runnable: list[Isa]) -> None:
-    vocab = BLOCK + 13
-    logits = np.random.default_rng(0).standard_normal((7, vocab)).astype(np.float32)
+def test_rows_that_cannot_be_sampled_say_why(kernels: MakeKernels, isa: Isa) -> None:
+    logits = np.random.default_rng(0).standard_normal((7, LARGE)).astype(np.float32)
     logits[0, -1] = np.nan
     logits[1, 5] = np.inf
     logits[2] = -np.inf
     logits[3, 1] = -np.inf
     logits[4, 9] = np.float32(np.nan) * np.float32(-1)
     logits[5, :] = -3e38
-    for isa in runnable:
-        for factor in (0.0, 1.0):
-            rules, draws = np.tile(np.array([factor, 0, 0.9, 0], np.float32), (7, 1)), np.full(7, 0.5)
-            tokens = Kernels(run_kernel, vocab, isa)(logits, rules, draws)
-            assert tokens[[0, 1, 2, 4]].tolist() == [-1, -1, -2, -1] and (tokens[[3, 5, 6]] >= 0).all()
-            assert sample(logits, rules, draws)[[0, 1, 2, 4]].tolist() == [-1, -1, -2, -1]
+    for factor in (0.0, 1.0):
+        rules, draws = np.tile(np.array([factor, 0, 0.9, 0], np.float32), (7, 1)), np.full(7, 0.5)
+        tokens = kernels(LARGE, isa)(logits, rules, draws)
+        assert tokens[[0, 1, 2, 4]].tolist() == [-1, -1, -2, -1] and (tokens[[3, 5, 6]] >= 0).all()
+        assert sample(logits, rules, draws)[[0, 1, 2, 4]].tolist() == [-1, -1, -2, -1]
 
 
-def test_a_row_gives_the_same_token_alone_and_among_others(run_kernel: RunKernel) -> None:
-    vocab, rng = PART + BLOCK + 77, np.random.default_rng(5)
-    logits = (rng.standard_normal((len(RULES), vocab)) * 2).astype(np.float32)
+def test_a_row_gives_the_same_token_alone_and_among_others(kernels: MakeKernels) -> None:
+    rng = np.random.default_rng(5)
+    logits = (rng.standard_normal((len(RULES), LARGE)) * 2).astype(np.float32)
     rules, draws = np.array([rule(*r) for r in RULES], np.float32), rng.random(len(RULES))
-    kernels = Kernels(run_kernel, vocab, host_isa())
-    together = kernels(logits, rules, draws).tolist()
+    together = kernels(LARGE)(logits, rules, draws).tolist()
     assert together == [
-        int(kernels(logits[i : i + 1], rules[i : i + 1], draws[i : i + 1])[0]) for i in range(len(RULES))
+        int(kernels(LARGE)(logits[i : i + 1], rules[i : i + 1], draws[i : i + 1])[0]) for i in range(len(RULES))
     ]
 
 
