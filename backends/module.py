@@ -12,10 +12,11 @@ from mlc.errors import ArtifactError
 
 from .artifact import WEIGHTS, Manifest, check, read_manifest, read_program
 from .attention_plan import AttentionPlan
+from .cpu.sync import STOPS
 from .executor import Executor, load_library, set_threads
 from .load import LoadPolicy, usable_cores
 from .memory import allocate
-from .program import Program, evaluate_dim
+from .program import ADVANCE, Program, evaluate_dim
 from .weights_file import load_weights
 
 Array = np.ndarray[Any, Any]
@@ -42,6 +43,7 @@ class Batch(Protocol):
     def rows(self) -> Array: ...  # [r]
 
 
+STEPS = 64  # at most in one native call
 SMALL = 32 << 20  # bytes of weights; they stay in a core's cache, and meeting at barriers costs more than it gains
 
 
@@ -171,11 +173,17 @@ class LanguageModel:
         memory |= {("step", "partials"): allocate(p.partial * self._attention.partials)}
         memory |= {("step", name): getattr(self._attention, name) for name in ("members", "single_tiles", "tiles")}
         self._rules = allocate(16 * self.max_sequences).view(np.float32).reshape(-1, 4)
-        self._draws = allocate(8 * self.max_sequences).view(np.float64)
+        self._draws = allocate(8 * (STEPS + 1) * self.max_sequences).view(np.float64)
         self._chosen = allocate(4 * self.max_sequences).view(np.int32)
+        self._history = allocate(4 * STEPS * self.max_sequences).view(np.int32)
+        self._stops = allocate(4 * STOPS * self.max_sequences).view(np.int32).reshape(-1, STOPS)
+        self._stops[:] = -1
+        self._held: list[Collection[int]] = [()] * self.max_sequences  # what `_stops` holds
         memory |= {("step", "rules"): self._rules, ("step", "draws"): self._draws, ("step", "chosen"): self._chosen}
+        memory |= {("step", "history"): self._history, ("step", "stops"): self._stops}
         memory |= self._kv_memory() | self._rotations(artifact)
         self.executor = artifact.executor(p, memory)
+        self.choosing = next(i for i, call in enumerate(p.calls) if call.op == ADVANCE)  # calls up to a chosen token
         self.symbols: dict[str, int] = {"table_stride": per_sequence, "draws": 0, "again": 0, "plain": 0}
 
     def _kv_memory(self) -> dict[tuple[str, str], Array]:
@@ -211,31 +219,40 @@ class LanguageModel:
     def sample(self, rules: Array, draws: Array) -> Array:
         """Tokens for the logits that `run` has returned; see `mlc.runtime.batch.Model.sample`."""
         self._prepare_sampling(rules, draws)
-        self.executor.step(self.symbols, self.program.forward, len(self.program.calls) - 1)
+        self.executor.step(self.symbols, self.program.forward, self.choosing)
         return self._chosen[: self.symbols["r"]]
 
     def decode(self, batch: Batch, rules: Array, draws: Array, stops: Sequence[Collection[int]]) -> list[list[int]]:
         """Steps without anything between them; see `mlc.runtime.batch.Model.decode`."""
+        rows = len(rules)
         self.prepare(batch)
-        self._prepare_sampling(rules, draws[0])
-        self.symbols["again"] = 1
-        following = _Positions(self._inputs["positions"][: len(rules)], batch.starts, batch.tables)
-        chosen, last = self._chosen[: len(rules)], len(draws) - 1
+        draws = draws[: STEPS if self._hold(stops) else 1]
         steps: list[list[int]] = []
-        for number, row in enumerate(draws):
-            if number and not self.symbols["plain"]:
-                self.symbols.update(self._attention.fill(following))
-            self._draws[: len(row)] = row
-            self.executor.step(self.symbols, 0, len(self.program.calls) - (number == last))
-            tokens: list[int] = chosen.tolist()
-            steps.append(tokens)
-            if any(token < 0 or token in stop for token, stop in zip(tokens, stops, strict=True)):
-                break
-        return steps
+        following = _Positions(self._inputs["positions"][:rows], batch.starts, batch.tables)
+        while True:
+            self._prepare_sampling(rules, draws[len(steps) :])
+            self.symbols["again"] = 1
+            at_once = bool(self.symbols["plain"])
+            made, more = self.executor.steps(self.symbols, len(draws) - len(steps), at_once=at_once)
+            steps += self._history[: made * rows].reshape(made, rows).tolist()
+            if not more:
+                return steps
+            self.symbols.update(self._attention.fill(following))
+
+    def _hold(self, stops: Sequence[Collection[int]]) -> bool:
+        """Put the `stops` of each row where the program reads them; False where they are more than it looks at."""
+        for row, (held, wanted) in enumerate(zip(self._held, stops, strict=False)):
+            if held is not wanted:
+                if len(wanted) > STOPS:
+                    return False
+                self._stops[row, : len(wanted)] = list(wanted)
+                self._stops[row, len(wanted) :] = -1
+                self._held[row] = wanted
+        return True
 
     def _prepare_sampling(self, rules: Array, draws: Array) -> None:
         self._rules[: len(rules)] = rules
-        self._draws[: len(draws)] = draws
+        self._draws[: draws.size] = draws.reshape(-1)
         self.symbols["draws"] = int(rules[:, 0].any())
 
     def prepare(self, batch: Batch) -> None:

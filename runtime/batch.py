@@ -89,8 +89,8 @@ class Model(Protocol):
         """As many steps as `draws` [at most batch.steps, r] has rows, each running the tokens that the last one chose.
 
         The tokens are those of `run` and `sample` step by step; returns them by step. It ends with the step in which a
-        row gets a token of its `stops`, or none. If there are several, every sequence of `batch` runs one token and
-        samples.
+        row gets a token of its `stops`, or none, or before. If there are several, every sequence of `batch` runs one
+        token and samples.
         """
         ...
 

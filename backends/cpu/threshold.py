@@ -15,11 +15,12 @@ from collections.abc import Callable
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .emit import Registers, bits, const, f32, fma, intrinsic, let, load, splat, store, vector, when
+from .emit import Registers, bits, const, f32, fma, intrinsic, let, load, splat, stack, store, vector, when
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .norm import each_piece
 from .tiles import Scratch, fold, kernel_name
+from .tiles import parts as stages
 from .vocabulary import (
     BINS,
     BINS_PER_E,
@@ -67,23 +68,36 @@ def histogram(vocab: int, isa: Isa) -> Kernel:
 
     def body(f: Frame) -> None:
         own = let(f.thread * (_COPIES * BINS))  # successive tokens, often of one bin, count in different copies
+        numbers, masses = stack(_STAGE, "int32"), stack(_STAGE, "int32")
 
         def part(row: Expr, number: Expr, first: Expr, columns: int) -> None:
             start, peak, factor = let(start_of(row, vocab) + first), let(f["peak"][row]), rule(f, row, FACTOR)
             with T.serial(0, _COPIES * BINS // half) as i:
                 store(f["scratch"], own + i * half, splat(const(0, "int64"), half), half)
 
-            def piece(column: Expr, lanes: int) -> None:
-                depth = depth_of(load(f["logits"], start + column, lanes), peak, factor, lanes)
-                numbers, masses = Registers(1, "int32", lanes), Registers(1, "int32", lanes)
-                numbers[0] = bin_of(depth, lanes)
-                masses[0] = _mass_in_bin(depth, numbers[0], lanes)
-                for i in range(lanes):
-                    at = let(own + (i % _COPIES * BINS) + numbers.buffers[0][i])
-                    one = masses.buffers[0][i].astype("int64") + const(1 << _MASS_BITS, "int64")
+            def stage(begin: Expr, count: int) -> None:
+                """Vectors first, then one token after another: mixed, each number would have to leave its vector."""
+
+                def piece(column: Expr, lanes: int) -> None:
+                    depth = depth_of(load(f["logits"], start + begin + column, lanes), peak, factor, lanes)
+                    bin_number = bin_of(depth, lanes)
+                    store(numbers, column, bin_number, lanes)
+                    store(masses, column, _mass_in_bin(depth, bin_number, lanes), lanes)
+
+                def add(column: Expr, copy: int) -> None:
+                    at = let(own + (copy * BINS) + numbers[column])
+                    one = masses[column].astype("int64") + const(1 << _MASS_BITS, "int64")
                     store(f["scratch"], at, f["scratch"][at] + one, 1)
 
-            each_piece(columns, isa.lanes, piece)
+                each_piece(count, isa.lanes, piece)
+                with T.serial(0, count // _COPIES) as i:
+                    for copy in range(_COPIES):
+                        add(i * _COPIES + copy, copy)
+                for copy in range(count % _COPIES):
+                    add(const(count - count % _COPIES + copy), copy)
+
+            for begin, count in stages(columns, _STAGE):
+                stage(begin, count)
             base = let((row * parts(vocab) + number) * BINS)
             with T.serial(0, BINS // half) as i:
                 copies = [load(f["scratch"], own + copy * BINS + i * half, half) for copy in range(_COPIES)]
@@ -108,7 +122,7 @@ def histogram(vocab: int, isa: Isa) -> Kernel:
 
 
 def _mass_in_bin(depth: Expr, number: Expr, lanes: int) -> Expr:
-    """e^-(depth - number)/8 in units of 2^-22, for less than one bin of difference; of no meaning in the last bin."""
+    """e^-(depth - number)/16 in units of 2^-22, for less than one bin of difference; of no meaning in the last bin."""
     scale, step = 2.0**_UNIT * math.exp(-0.5 / BINS_PER_E), -1.0 / BINS_PER_E
     inside = let(depth - number.astype(vector("float32", lanes)))
     x = let(tirx.min(inside, splat(f32(1), lanes)) - splat(f32(0.5), lanes))  # the middle of the bin is 0
@@ -335,7 +349,7 @@ class _Threshold:
 
 
 _SUMS = 4  # vector accumulators
-_COPIES = 4  # of a histogram
+_COPIES, _STAGE = 4, 512  # of a histogram; tokens whose bins are found before they are counted
 _UNIT, _MASS_BITS = 22, 44  # binary digits of a weight within its bin, and of the sum of weights in a bin
 
 

@@ -72,22 +72,25 @@ class _Turn:
     """A turn of the engine: seconds, of those in native code, and steps of the model."""
 
     seconds: float = 0.0
-    forward: float = 0.0
-    sampling: float = 0.0
-    repeated: float = 0.0  # besides: spent to learn what the sampling of a call costs
+    native: float = 0.0
+    sampling: float = 0.0  # of those, in calls that do nothing else
+    again: float = 0.0  # besides: one more sampling, where calls do more
     steps: int = 0
 
     def per_step(self) -> tuple[float, float, float]:
         """All, sampling, the rest."""
-        spent = self.seconds, self.sampling, self.seconds - self.forward - self.sampling
-        return tuple(part / self.steps for part in spent)
+        return (
+            self.seconds / self.steps,
+            self.sampling / self.steps + self.again,
+            (self.seconds - self.native) / self.steps,
+        )
 
 
 @dataclass
 class _Meter:
-    """Stands before the native code of a model and times its calls, sampling apart from all others.
+    """Stands before the native code of a model and times its calls.
 
-    Where one call runs the graph and samples, the sampling is made again to be timed: it depends on logits alone.
+    Where one call runs the graph and samples, the sampling is made once more to be timed: it depends on logits alone.
     """
 
     model: LanguageModel
@@ -98,21 +101,17 @@ class _Meter:
 
     def __call__(self, *arguments: Any) -> None:
         *memory, first, last, threads = arguments
-        forward, end = self.model.program.forward, len(self.model.program.calls) - 1
+        seconds = self._timed(*arguments)
+        self.turn.native += seconds
+        if first >= self.model.program.forward:
+            self.turn.sampling += seconds
+        elif last > self.model.program.forward:
+            self.turn.again = self._timed(*memory, self.model.program.forward, self.model.choosing, threads)
+
+    def _timed(self, *arguments: Any) -> float:
         began = perf_counter()
         self._native(*arguments)
-        seconds = perf_counter() - began
-        if first >= forward:
-            self.turn.sampling += seconds
-            return
-        if last > forward:
-            began = perf_counter()
-            self._native(*memory, forward, end, threads)
-            again = perf_counter() - began
-            self.turn.repeated += again
-            self.turn.sampling += again
-            seconds -= again
-        self.turn.forward += seconds
+        return perf_counter() - began
 
 
 def measure_overhead(
@@ -145,7 +144,7 @@ def _round(driver: Driver, meter: _Meter, streams: int) -> Iterator[_Turn]:
         began = perf_counter()
         frame = driver.turn()
         pack(Turn(frame))
-        turn.seconds = perf_counter() - began - turn.repeated
+        turn.seconds = perf_counter() - began - turn.again
         for refusal in frame.refused:
             raise refusal.error()
         for output in frame.outputs:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from mlc.backends.cpu.isa import Isa, host_isa
-from mlc.backends.cpu.sample import advance, draw, kept_masses, most_probable, row_peaks
+from mlc.backends.cpu.kernel import Kernel
+from mlc.backends.cpu.sample import advance, draw, kept_masses, most_probable, row_peaks, tally
+from mlc.backends.cpu.sync import STOPS
 from mlc.backends.cpu.threshold import histogram, threshold
 from mlc.backends.cpu.vocabulary import BINS, BLOCK, PART, blocks, parts
 from mlc.backends.reference.sample import distribution, sample
@@ -63,7 +65,8 @@ class Kernels:
     def run(self, logits: Array, rules: Array, draws: Array) -> dict[str, Array | str]:
         """All that they write."""
         r = len(logits)
-        memory: dict[str, Array | str] = {"logits": logits, "rules": rules, "draws": draws}
+        memory: dict[str, Array | str] = {"logits": logits, "rules": rules, "draws": np.stack((draws - 1, draws))}
+        memory["progress"] = np.array([0, 0, 1], np.int32)  # the second step
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "peaks": ((r, blocks(self.vocab)), np.float32),
             "peak": ((r,), np.float32),
@@ -178,20 +181,58 @@ def test_a_row_gives_the_same_token_alone_and_among_others(kernels: MakeKernels)
     ]
 
 
+@pytest.mark.parametrize("left", [1, 0])
 @pytest.mark.parametrize("plain", [1, 0])
-def test_the_next_step_of_sequences_that_decode(run_kernel: RunKernel, plain: int) -> None:
+def test_the_next_step_of_sequences_that_decode(run_kernel: RunKernel, plain: int, left: int) -> None:
     """Where members and tiles are not those of the sequences in their order, they are left to the planner."""
     page, stride = 4, 3
     tables = np.arange(6, dtype=np.int32).reshape(2, stride)[:, ::-1].copy()
-    members = np.array([[0, 6, 9], [1, 7, 9]], np.int32)
-    tiles = np.array([[0, 0, 1, 6, 0, 7, 0], [1, 1, 1, 7, 0, 8, 0]], np.int32)
-    given = {"chosen": np.array([11, 12], np.int32), "positions": np.array([6, 7], np.int32), "tables": tables}
-    outputs: dict[str, Any] = {"tokens": ((2,), np.int32), "positions": ((2,), np.int32), "slots": ((2,), np.int32)}
-    outputs |= {"members": ((2, 3), np.int32), "tiles": ((2, 7), np.int32)}
-    given |= {"members": members, "tiles": tiles}
+    given = {
+        "tokens": np.array([1, 2], np.int32),
+        "positions": np.array([6, 7], np.int32),
+        "slots": np.array([6, 7], np.int32),
+        "members": np.array([[0, 6, 9], [1, 7, 9]], np.int32),
+        "tiles": np.array([[0, 0, 1, 6, 0, 7, 0], [1, 1, 1, 7, 0, 8, 0]], np.int32),
+    }
+    outputs = {name: (array.shape, array.dtype) for name, array in given.items()}
+    read = {"chosen": np.array([11, 12], np.int32), "tables": tables, "progress": np.array([0, left, 1], np.int32)}
     sizes = {"rows": 2, "stride": stride, "plain": plain}
-    after = run_kernel(advance(page), given, sizes, outputs=outputs, isa=host_isa())
+    after = run_kernel(advance(page), given | read, sizes, outputs=outputs, isa=host_isa())
+    if not left:
+        assert all(np.array_equal(after[name], array) for name, array in given.items())
+        return
     assert after["tokens"].tolist() == [11, 12] and after["positions"].tolist() == [7, 8]
     assert after["slots"].tolist() == [1 * page + 3, 3 * page + 0]
     assert after["members"][:, 1].tolist() == [6 + plain, 7 + plain]
     assert after["tiles"].tolist() == [[0, 0, 1, 6 + plain, 0, 7 + plain, 0], [1, 1, 1, 7 + plain, 0, 8 + plain, 0]]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "before", "after"),
+    [  # repeats, steps left, steps made
+        ([5, 6], (3, 4, 1), [2, 3, 2]),
+        ([5, 6], (0, 4, 1), [0, 3, 2]),
+        ([5, 6], (0, 1, 3), [0, 0, 4]),
+        ([5, 64], (3, 4, 1), [0, 0, 2]),  # a stop of the row
+        ([64, 6], (3, 4, 1), [2, 3, 2]),  # of another one
+        ([-2, 6], (3, 4, 1), [0, 0, 2]),
+    ],
+)
+def test_no_step_follows_a_stop(
+    run_kernel: RunKernel, isa: Isa, tallies: dict[Isa, Kernel], chosen: list[int], before: Any, after: list[int]
+) -> None:
+    stops = np.full((2, STOPS), -1, np.int32)
+    stops[0, :2], stops[1] = (7, 8), np.arange(STOPS)[::-1] + 63
+    history = np.zeros((5, 2), np.int32)
+    given = {"chosen": np.array(chosen, np.int32), "stops": stops, "progress": np.array(before, np.int32)}
+    outputs: dict[str, Any] = {"progress": ((3,), np.int32), "history": ((5, 2), np.int32)}
+    kernel = tallies.setdefault(isa, tally(isa))
+    made = run_kernel(kernel, given | {"history": history}, {"rows": 2}, outputs=outputs, isa=isa)
+    assert made["progress"].tolist() == after
+    history[before[2]] = chosen
+    assert np.array_equal(made["history"], history)
+
+
+@pytest.fixture(scope="module")
+def tallies() -> dict[Isa, Kernel]:
+    return {}
