@@ -31,6 +31,7 @@ class Choice:
         self._decoder = decoder
         self.stop_ids = stop_ids
         self._stops = StopStrings(sampler_state.params.stop)
+        self._watches = bool(sampler_state.params.stop)
         self._submitted = submitted
         self.started: float | None = None  # the first step that it took part in
         self._first: float | None = None  # its first token
@@ -41,13 +42,15 @@ class Choice:
         self._last = now
         if self._first is None:
             self._first = now
-        text, count, reason, stop = "", 0, None, None
+        pieces, count, reason, stop = list[str](), 0, None, None
+        answered, room = self.sequence.answered, self.sequence.limit - self.sequence.length
         while reason is None and count < len(sampled):
-            piece, reason, stop = self._add(sampled[count].token)
-            text += piece
+            piece, reason, stop = self._add(sampled[count].token, answered + count + 1, full=count + 1 >= room)
+            pieces.append(piece)
             count += 1
-        taken = sampled[:count]
-        tokens = tuple(one.token for one in taken)
+        taken, text = sampled[:count], "".join(pieces)
+        tokens = tuple([one.token for one in taken])
+        self.sequence.extend(tokens)
         logprobs = None
         if self.sampler_state.params.logprobs is not None:
             logprobs = tuple(TokenLogprobs(one.logprob, one.top) for one in taken if one.logprob is not None)
@@ -55,17 +58,18 @@ class Choice:
             return Output(self.request, self.index, text, tokens, logprobs)
         return self._end(reason, now, text, tokens, logprobs, stop=stop)
 
-    def _add(self, token: int) -> tuple[str, FinishReason | None, str | int | None]:
-        """What can be shown after `token`; why the answer ends with it, if it does, and what stopped it."""
-        self.sequence.append(token)
+    def _add(self, token: int, answered: int, *, full: bool) -> tuple[str, FinishReason | None, str | int | None]:
+        """What can be shown after `token`, number `answered` of the answer; why the answer ends with it, if it does,
+        and what stopped it. `full`: there is no room for another one.
+        """
         if token in self.stop_ids:
             return self._rest(), "stop", token
         text = self._decoder.push(token)
-        if self.sequence.answered > self.sampler_state.params.min_tokens:
+        if self._watches and answered > self.sampler_state.params.min_tokens:
             text = self._stops.push(text)
             if self._stops.found is not None:
                 return text, "stop", self._stops.found
-        if self.sequence.full:
+        if full:
             text += self._rest()
             # the very last characters may have completed a stop string
             return (text, "length", None) if self._stops.found is None else (text, "stop", self._stops.found)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from mlc.errors import GenerationFailed
 
-from .batch import Batch, Logits, Model
+from .batch import Batch, Logits, Model, Rules
+from .batch import Draws as Draws64
 from .sampling import SamplingParams
 from .sequence import Int32s
 
@@ -143,10 +144,12 @@ class SamplerState:
 
 
 class Sampler:
-    """Chooses tokens with the kernels of `model`. It holds nothing: all that matters is in the states."""
+    """Chooses tokens with the kernels of `model`. It holds nothing that matters: that is in the states."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        self._ruled: Sequence[SamplerState] = []  # whose rules these are
+        self._known_rules = np.empty((0, 4), np.float32)
 
     def sample(self, logits: Logits, states: Sequence[SamplerState]) -> list[Sampled | Exception]:
         """The next token of each row of `logits` [r, vocab], those that the model has just returned.
@@ -169,8 +172,7 @@ class Sampler:
                     state.adjust(logits[i])
                 except Exception as error:
                     failed[i] = error
-        draws = np.array([state.draws(1)[0] for state in states])
-        tokens: list[int] = self._model.sample(_rules(states), draws).tolist()
+        tokens: list[int] = self._model.sample(self._rules(states), self._draws(states, 1)[0]).tolist()
         for row, ids, values in before:
             row[ids] = values
         return [
@@ -182,12 +184,23 @@ class Sampler:
         self, batch: Batch, states: Sequence[SamplerState], stops: Sequence[Collection[int]]
     ) -> list[list[Sampled | Exception]]:
         """Run `batch.steps` steps, or fewer if an answer ends; the tokens of each row. All `states` are `alone`."""
-        draws = np.array([state.draws(batch.steps) for state in states]).T
-        steps = self._model.decode(batch, _rules(states), draws, stops)
+        steps = self._model.decode(batch, self._rules(states), self._draws(states, batch.steps), stops)
         return [
             [self._record(state, token) for token in tokens]
             for state, tokens in zip(states, zip(*steps, strict=True), strict=True)
         ]
+
+    def _rules(self, states: Sequence[SamplerState]) -> Rules:
+        """[r, 4], as `Model.sample` takes them."""
+        if self._ruled != states:
+            self._ruled, self._known_rules = list(states), np.array([state.rule for state in states], np.float32)
+        return self._known_rules
+
+    def _draws(self, states: Sequence[SamplerState], steps: int) -> Draws64:
+        """[steps, r], as `Model.decode` takes them."""
+        if all(state.params.greedy for state in states):
+            return np.zeros((steps, len(states)))
+        return np.array([state.draws(steps) for state in states]).T
 
     def _record(self, state: SamplerState, token: int, row: Logits | None = None) -> Sampled | Exception:
         """`token` was chosen for `state`, from the logits `row` [vocab], which are needed for logprobs only."""
@@ -201,10 +214,6 @@ class Sampler:
             return result
         except Exception as error:
             return error
-
-
-def _rules(states: Sequence[SamplerState]) -> NDArray[np.float32]:
-    return np.array([state.rule for state in states], np.float32)
 
 
 def _failure(state: SamplerState, code: int) -> GenerationFailed:

@@ -109,7 +109,7 @@ def check(kernels: Kernels, logits: Array, rules: list[tuple[float, ...]], draws
         p = distribution(x, factor, *limits)
         above = p.cumsum()[token]
         assert p[token] > 0 and above - p[token] - 2e-6 <= u <= above + 2e-6, (factor, limits, u)
-        wanted = distribution(x, factor, *limits[:2], 0.0)
+        wanted = distribution(x, factor, limits[0], limits[1], 0.0)
         wrong = ((x > least) | ((x == least) & (ids <= last))) != (wanted > 0)
         everything = distribution(x, factor, 0, 1.0, 0.0)
         assert everything[wrong].sum() < 2e-6, f"{factor}, {limits}: {wrong.sum()} tokens are left or not by mistake"
