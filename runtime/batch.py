@@ -52,6 +52,18 @@ class Batch:
         assert (np.diff(self.rows) > 0).all() and set(self.rows.tolist()) <= ends, "a row samples before its end"
 
 
+class Penalties(Protocol):
+    """What the text of one row makes of its logits, as `SamplingParams` defines it."""
+
+    @property
+    def answered(self) -> int: ...  # tokens of the answer; they are counted
+    @property
+    def numbers(self) -> tuple[float, float, float]: ...  # repetition, frequency and presence penalty
+    def listed(self) -> tuple[Int32s, Int32s, Logits]:
+        """Tokens, how often the answer holds each (0: the prompt alone does, -1: neither), and their biases."""
+        ...
+
+
 class Model(Protocol):
     """A compiled language model with its KV cache, as the engine drives it. One thread calls it."""
 
@@ -75,22 +87,29 @@ class Model(Protocol):
         """
         ...
 
-    def sample(self, rules: Rules, draws: Draws) -> Int32s:
-        """Choose a token for each row of the logits that `run` returned, as they are now.
+    def sample(self, rules: Rules, draws: Draws, penalties: Seq[Penalties | None]) -> Int32s:
+        """Choose a token for each row of the logits that `run` returned, as they are now. It may change them.
 
         `rules` [r, 4] hold 1 / temperature (0: the most probable token is taken), top_k (0: all), top_p (1: all) and
-        min_p, as `SamplingParams` defines them; `draws` [r] a uniform number in [0, 1) for each row. A row depends on
-        nothing but itself. In place of a token there is -1 where logits are NaN or infinite, and -2 where all of them
-        are -infinity. Returns i32 [r], valid until the next call.
+        min_p, as `SamplingParams` defines them; `draws` [r] a uniform number in [0, 1) for each row; `penalties` come
+        first. A row depends on nothing but itself. In place of a token there is -1 where logits are NaN or
+        infinite, and -2 where all of them are -infinity. Returns i32 [r], valid until the next call.
         """
         ...
 
-    def decode(self, batch: Batch, rules: Rules, draws: Draws, stops: Seq[Collection[int]]) -> list[list[int]]:
+    def decode(
+        self,
+        batch: Batch,
+        rules: Rules,
+        draws: Draws,
+        stops: Seq[Collection[int]],
+        penalties: Seq[Penalties | None],
+    ) -> list[list[int]]:
         """As many steps as `draws` [at most batch.steps, r] has rows, each running the tokens that the last one chose.
 
-        The tokens are those of `run` and `sample` step by step; returns them by step. It ends with the step in which a
-        row gets a token of its `stops`, or none, or before. If there are several, every sequence of `batch` runs one
-        token and samples.
+        The tokens are those of `run` and `sample` step by step, each counted in `penalties`; returns them by step. It
+        ends with the step in which a row gets a token of its `stops`, or none, or before. If there are several, every
+        sequence of `batch` runs one token and samples.
         """
         ...
 

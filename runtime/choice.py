@@ -31,7 +31,6 @@ class Choice:
         self._decoder = decoder
         self.stop_ids = stop_ids
         self._stops = StopStrings(sampler_state.params.stop)
-        self._watches = bool(sampler_state.params.stop)
         self._submitted = submitted
         self.started: float | None = None  # the first step that it took part in
         self._first: float | None = None  # its first token
@@ -42,13 +41,8 @@ class Choice:
         self._last = now
         if self._first is None:
             self._first = now
-        pieces, count, reason, stop = list[str](), 0, None, None
-        answered, room = self.sequence.answered, self.sequence.limit - self.sequence.length
-        while reason is None and count < len(sampled):
-            piece, reason, stop = self._add(sampled[count].token, answered + count + 1, full=count + 1 >= room)
-            pieces.append(piece)
-            count += 1
-        taken, text = sampled[:count], "".join(pieces)
+        text, count, reason, stop = self._text([one.token for one in sampled])
+        taken = sampled[:count]
         tokens = tuple([one.token for one in taken])
         self.sequence.extend(tokens)
         logprobs = None
@@ -58,22 +52,26 @@ class Choice:
             return Output(self.request, self.index, text, tokens, logprobs)
         return self._end(reason, now, text, tokens, logprobs, stop=stop)
 
-    def _add(self, token: int, answered: int, *, full: bool) -> tuple[str, FinishReason | None, str | int | None]:
-        """What can be shown after `token`, number `answered` of the answer; why the answer ends with it, if it does,
-        and what stopped it. `full`: there is no room for another one.
-        """
-        if token in self.stop_ids:
-            return self._rest(), "stop", token
-        text = self._decoder.push(token)
-        if self._watches and answered > self.sampler_state.params.min_tokens:
-            text = self._stops.push(text)
-            if self._stops.found is not None:
-                return text, "stop", self._stops.found
-        if full:
-            text += self._rest()
-            # the very last characters may have completed a stop string
-            return (text, "length", None) if self._stops.found is None else (text, "stop", self._stops.found)
-        return text, None, None
+    def _text(self, tokens: Seq[int]) -> tuple[str, int, FinishReason | None, str | int | None]:
+        """What can be shown after `tokens`, or after as many of them as the answer takes; why it ends, and by what."""
+        push, stops, pieces = self._decoder.push, self._stops, list[str]()
+        room = self.sequence.limit - self.sequence.length
+        unwatched = self.sampler_state.params.min_tokens - self.sequence.answered if stops.any else room
+        for count, token in enumerate(tokens, 1):
+            if token in self.stop_ids:
+                return "".join((*pieces, self._rest())), count, "stop", token
+            piece = push(token)
+            if count > unwatched:
+                piece = stops.push(piece)
+                if stops.found is not None:
+                    return "".join((*pieces, piece)), count, "stop", stops.found
+            pieces.append(piece)
+            if count == room:
+                pieces.append(self._rest())
+                # the very last characters may have completed a stop string
+                reason: FinishReason = "length" if stops.found is None else "stop"
+                return "".join(pieces), count, reason, stops.found
+        return "".join(pieces), len(tokens), None, None
 
     def end(self, reason: FinishReason, now: float, *, error: str | None = None) -> Output:
         """The last output of an answer that ends for a reason outside it. Text held back so far is not shown."""

@@ -1,7 +1,7 @@
 """From logits to tokens: what a request's parameters mean for each token. The model has the kernels that choose.
 
-Penalties, biases and bans are written into the logits, and taken back after the choice: they touch the tokens that a
-request has seen, not the vocabulary.
+Penalties and biases touch the tokens that a request has seen, not the vocabulary: the model has kernels for that too,
+which count what they choose, so that several steps need nothing of us between them.
 """
 
 from __future__ import annotations
@@ -106,34 +106,44 @@ class SamplerState:
 
     @property
     def alone(self) -> bool:
-        """Whether the next tokens need nothing but `rule` and `draws`."""
-        return not self.adjusts and self.params.logprobs is None
+        """Whether the next tokens need nothing but `rule`, `draws` and `penalties`."""
+        return self.params.logprobs is None and not self.bans
+
+    @property
+    def penalties(self) -> SamplerState | None:
+        """Itself, if the text so far changes the logits: it has all that `mlc.runtime.batch.Penalties` wants."""
+        return self if self._occurrences is not None or len(self._biases) else None
+
+    @property
+    def numbers(self) -> tuple[float, float, float]:
+        return self.params.repetition_penalty, self.params.frequency_penalty, self.params.presence_penalty
+
+    def listed(self) -> tuple[Int32s, Int32s, Logits]:
+        """See `mlc.runtime.batch.Penalties`."""
+        seen = self._occurrences
+        prompt = self._prompt if self.params.repetition_penalty != 1.0 else self._prompt[:0]
+        answer = self._prompt[:0] if seen is None else seen.ids
+        ids = np.unique(np.concatenate((prompt, answer, self._bias_ids)))
+        counts, biases = np.full(len(ids), -1, np.int32), np.zeros(len(ids), np.float32)
+        counts[np.searchsorted(ids, prompt)] = 0
+        if seen is not None:
+            counts[np.searchsorted(ids, answer)] = seen.counts
+        biases[np.searchsorted(ids, self._bias_ids)] = self._biases
+        return ids, counts, biases
+
+    @property
+    def bans(self) -> bool:
+        """Whether the answer is too short to end."""
+        return self.answered < self.params.min_tokens
 
     @property
     def adjusts(self) -> bool:
-        """Whether `adjust` would change anything."""
-        return self._occurrences is not None or len(self._biases) > 0 or self.answered < self.params.min_tokens
+        """Whether anything changes the logits before a token is chosen."""
+        return self.penalties is not None or self.bans
 
-    def touched(self) -> Int32s:
-        """The ids whose logits `adjust` may change."""
-        seen = [] if self._occurrences is None else [self._occurrences.ids]
-        if self.params.repetition_penalty != 1.0:
-            seen.append(self._prompt)
-        return np.concatenate((*seen, self._bias_ids, self._stop_ids))
-
-    def adjust(self, logits: Logits) -> None:
-        """Apply penalties, biases and bans to `logits` [vocab], in place."""
-        params, seen = self.params, self._occurrences
-        if seen is not None:
-            if params.repetition_penalty != 1.0:
-                ids, penalty = np.concatenate((self._prompt, seen.ids)), np.float32(params.repetition_penalty)
-                values = logits[ids]  # read before any is written: an id that occurs twice is penalized once
-                logits[ids] = np.where(values > 0, values / penalty, values * penalty)
-            frequency, presence = np.float32(params.frequency_penalty), np.float32(params.presence_penalty)
-            logits[seen.ids] -= frequency * seen.counts.astype(np.float32) + presence
-        if len(self._biases):
-            logits[self._bias_ids] += self._biases
-        if self.answered < params.min_tokens:
+    def ban(self, logits: Logits) -> None:
+        """Make the tokens that would end the answer impossible in `logits` [vocab], if it is too short."""
+        if self.bans:
             logits[self._stop_ids] = -np.inf
 
     def record(self, token: int) -> None:
@@ -162,33 +172,26 @@ class Sampler:
             )
         if not states:
             return []
-        failed = dict[int, Exception]()
-        before = list[tuple[Logits, Int32s, Logits]]()
-        for i, state in enumerate(states):
-            if state.adjusts:
-                try:
-                    ids = state.touched()
-                    before.append((logits[i], ids, logits[i, ids]))
-                    state.adjust(logits[i])
-                except Exception as error:
-                    failed[i] = error
-        tokens: list[int] = self._model.sample(self._rules(states), self._draws(states, 1)[0]).tolist()
-        for row, ids, values in before:
-            row[ids] = values
+        model_own = [
+            row.copy() if state.adjusts and state.params.logprobs is not None else row
+            for row, state in zip(logits, states, strict=True)
+        ]
+        for row, state in zip(logits, states, strict=True):
+            state.ban(row)
+        penalties = [state.penalties for state in states]
+        tokens = self._model.sample(self._rules(states), self._draws(states, 1)[0], penalties)
         return [
-            failed.get(i) or self._record(state, token, logits[i])
-            for i, (state, token) in enumerate(zip(states, tokens, strict=True))
+            self._record(state, token, row)
+            for state, token, row in zip(states, tokens.tolist(), model_own, strict=True)
         ]
 
     def decode(
         self, batch: Batch, states: Sequence[SamplerState], stops: Sequence[Collection[int]]
     ) -> list[list[Sampled | Exception]]:
         """Run `batch.steps` steps, or fewer if an answer ends; the tokens of each row. All `states` are `alone`."""
-        steps = self._model.decode(batch, self._rules(states), self._draws(states, batch.steps), stops)
-        return [
-            [self._record(state, token) for token in tokens]
-            for state, tokens in zip(states, zip(*steps, strict=True), strict=True)
-        ]
+        penalties = [state.penalties for state in states]
+        steps = self._model.decode(batch, self._rules(states), self._draws(states, batch.steps), stops, penalties)
+        return [_taken(state, tokens) for state, tokens in zip(states, zip(*steps, strict=True), strict=True)]
 
     def _rules(self, states: Sequence[SamplerState]) -> Rules:
         """[r, 4], as `Model.sample` takes them."""
@@ -214,6 +217,14 @@ class Sampler:
             return result
         except Exception as error:
             return error
+
+
+def _taken(state: SamplerState, tokens: Sequence[int]) -> list[Sampled | Exception]:
+    """`tokens` were chosen for `state` one after the other; the last one may be none."""
+    taken: list[Sampled | Exception] = [Sampled(token, None, ()) for token in tokens if token >= 0]
+    for token in tokens[: len(taken)]:
+        state.record(token)
+    return taken if tokens[-1] >= 0 else [*taken, _failure(state, tokens[-1])]
 
 
 def _failure(state: SamplerState, code: int) -> GenerationFailed:

@@ -16,6 +16,8 @@ TICKET, DONE, SLEEPERS, SPINS, PROGRESS, CURSORS, LINE = 0, 16, 32, 48, 64, 80, 
 # Words at PROGRESS, of runs that make their calls several times (see `cpu.sample.tally`): how many more times the
 # walker begins anew, how many more steps are wanted, and how many have been made.
 REPEATS, LEFT, MADE = 0, 1, 2
+# Numbers by which the text so far changes the logits of a row; COUNTS is 1 where its tokens must be counted for that.
+REPETITION, FREQUENCY, PRESENCE, COUNTS, PENALTIES = 0, 1, 2, 3, 4
 STOPS = 64  # tokens after which no step follows, for each row; -1 where there are fewer
 MAX_THREADS = 64
 SYNC_WORDS = CURSORS + LINE * MAX_THREADS  # int32 words of the `sync` buffer; all zero before the first step

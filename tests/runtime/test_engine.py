@@ -186,7 +186,9 @@ def test_steps_share_a_call_while_nobody_waits_and_none_needs_us_between_them() 
 
     assert calls(Request(prompt(9), GREEDY)) == [[1], [4], [4], [3]]
     assert calls(Request(prompt(9), SEEDED)) == [[1], [4], [4], [3]]
-    for needy in ({"repetition_penalty": 1.1}, {"logprobs": 0}, {"logit_bias": {1: 1.0}}):
+    for native in ({"repetition_penalty": 1.1}, {"logit_bias": {1: 1.0}}):
+        assert calls(Request(prompt(9), replace(GREEDY, **native))) == [[1], [4], [4], [3]]
+    for needy in ({"logprobs": 0}, {"min_tokens": 12}):
         assert calls(Request(prompt(9), replace(GREEDY, **needy))) == [[1]] * 12
     early = replace(GREEDY, min_tokens=6, max_tokens=12)
     assert calls(Request(prompt(9), early)) == [[1]] * 6 + [[4], [2]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...lowering import size_of
 from ...program import ADVANCE, Guard, Ref
+from ..penalties import penalize, remember
 from ..sample import advance, draw, kept_masses, most_probable, row_peaks, tally
 from ..threshold import histogram, threshold
 from ..vocabulary import BINS, blocks, parts
@@ -14,7 +15,8 @@ def lower_sampling(x: CpuLowering) -> None:
     """Emit the calls that choose a token for each row of the logits, then one that makes these the next step.
 
     The step's memory has `rules` and `draws` (see `cpu.sample`) and receives `chosen`. The size `draws` is 0 where all
-    rows take the most probable token, `again` is 1 where several steps may be made.
+    rows take the most probable token, `again` is 1 where several steps may be made, `penalized` where
+    rows have `penalties` (see `cpu.penalties`).
     """
     vocab, rows = width(x.graph.outputs[0]), ("r",)
     of_blocks = size_of("r", blocks(vocab))
@@ -31,6 +33,9 @@ def lower_sampling(x: CpuLowering) -> None:
         "last": x.temporary(rows, 4),
         "masses": x.temporary(of_blocks, 4),
     }
+    lists = {name: Ref("step", name) for name in ("penalties", "listed", "ids", "counts", "biases")}
+    penalized, of_lists = Guard(("penalized",), 1, 1), {"rows": rows, "room": ("room",)}
+    x.call("sample", penalize(vocab), {"logits": memory["logits"], **lists}, of_lists, penalized)
     any_draws = Guard(("draws",), 1, MANY)
     for kernel, guard in (
         (row_peaks(vocab, x.isa), None),
@@ -42,6 +47,7 @@ def lower_sampling(x: CpuLowering) -> None:
     ):
         names = [pointer.name for pointer in kernel.pointers if pointer.name != "scratch"]
         x.call("sample", kernel, {name: memory[name] for name in names}, {"rows": rows}, guard)
+    x.call(ADVANCE, remember(x.isa), {"chosen": memory["tokens"], **lists}, of_lists, penalized)
     step = {
         name: Ref("step", name) for name in ("chosen", "slots", "tables", "members", "stops", "history", "progress")
     }
