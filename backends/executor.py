@@ -171,7 +171,7 @@ class Executor:
         native call, else only the first time. Returns how many steps were made, and whether more are to follow.
         """
         self._set_sizes(symbols)
-        self._progress[REPEATS] = wanted - 1 if at_once else 0
+        self._progress[REPEATS] = wanted if at_once else 0
         self._progress[LEFT], self._progress[MADE] = wanted, 0
         self._native_call(0, None)
         return int(self._progress[MADE]), bool(self._progress[LEFT] > 0)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 # int32 offsets into `sync`, a cache line apart
 TICKET, DONE, SLEEPERS, SPINS, PROGRESS, CURSORS, LINE = 0, 16, 32, 48, 64, 80, 16
-# Words at PROGRESS, of runs that make their calls several times (see `cpu.sample.tally`): how many more times the
-# walker begins anew, how many more steps are wanted, and how many have been made.
+# Words at PROGRESS, of runs that make their calls several times (see `cpu.sample.tally`): how many steps the walker may
+# still make, if any, before it returns, how many are wanted in all, and how many have been made.
 REPEATS, LEFT, MADE = 0, 1, 2
 # Numbers by which the text so far changes the logits of a row; COUNTS is 1 where its tokens must be counted for that.
 REPETITION, FREQUENCY, PRESENCE, COUNTS, PENALTIES = 0, 1, 2, 3, 4

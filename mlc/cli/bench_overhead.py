@@ -74,7 +74,8 @@ class _Turn:
     seconds: float = 0.0
     native: float = 0.0
     sampling: float = 0.0  # of those, in calls that do nothing else
-    again: float = 0.0  # besides: one more sampling, where calls do more
+    again: float = 0.0  # besides: samplings made once more, where calls do more
+    repeated: int = 0  # such samplings
     steps: int = 0
 
     def per_step(self) -> tuple[float, float, float]:
@@ -106,7 +107,8 @@ class _Meter:
         if first >= self.model.program.forward:
             self.turn.sampling += seconds
         elif last > self.model.program.forward:
-            self.turn.again = self._timed(*memory, self.model.program.forward, self.model.choosing, threads)
+            self.turn.repeated += 1
+            self.turn.again += self._timed(*memory, self.model.program.forward, self.model.choosing, threads)
 
     def _timed(self, *arguments: Any) -> float:
         began = perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mlc.backends.cpu.sync import MADE
 from mlc.backends.reference.sample import distribution
 from mlc.runtime.engine import Engine
 from mlc.runtime.request import Request
@@ -56,6 +57,23 @@ def test_several_steps_in_one_call_give_the_tokens_of_single_steps(artifact, run
         assert answers(model, no_text, REQUESTS, max_steps=steps) == alone
     small = runner(artifact, threads=threads, max_context=160, kv_tokens=256).model
     assert answers(small, no_text, REQUESTS, max_steps=32) == alone, "preempted"
+
+
+def test_several_steps_are_one_native_call(artifact, runner, no_text, monkeypatch):
+    monkeypatch.setattr("mlc.runtime.engine.CALL_SECONDS", 1e9)
+    model = runner(artifact).model
+    native, steps = model.executor.native, []
+
+    def watched(*arguments):
+        native(*arguments)
+        steps.append(int(model.executor._progress[MADE]))
+
+    model.executor.native = watched
+    requests = [
+        Request(PROMPT[:20], SamplingParams(temperature=0.0, max_tokens=41, ignore_eos=True), id=str(i)) for i in (0, 1)
+    ]
+    answers(model, no_text, requests, max_steps=16)
+    assert steps[-3:] == [16, 16, 8] and sum(steps) in (41, 42), "the two prompts may take a step each"
 
 
 def test_a_compiled_model_draws_by_the_definition(artifact, runner):
