@@ -181,8 +181,7 @@ class Sampler:
         penalties = [state.penalties for state in states]
         tokens = self._model.sample(self._rules(states), self._draws(states, 1)[0], penalties)
         return [
-            self._record(state, token, row)
-            for state, token, row in zip(states, tokens.tolist(), model_own, strict=True)
+            _record(state, token, row) for state, token, row in zip(states, tokens.tolist(), model_own, strict=True)
         ]
 
     def decode(
@@ -205,26 +204,30 @@ class Sampler:
             return np.zeros((steps, len(states)))
         return np.array([state.draws(steps) for state in states]).T
 
-    def _record(self, state: SamplerState, token: int, row: Logits | None = None) -> Sampled | Exception:
-        """`token` was chosen for `state`, from the logits `row` [vocab], which are needed for logprobs only."""
-        try:
-            if token < 0:
-                raise _failure(state, token)
-            result = Sampled(token, None, ())
-            if state.params.logprobs is not None and row is not None:
-                result = Sampled(token, *_logprobs(row, token, state.params.logprobs))
-            state.record(token)
-            return result
-        except Exception as error:
-            return error
+
+def _record(state: SamplerState, token: int, row: Logits) -> Sampled | Exception:
+    """`token` was chosen for `state`, from the logits `row` [vocab], which are needed for logprobs only."""
+    (result,) = _taken(state, [token])
+    try:
+        if isinstance(result, Sampled) and state.params.logprobs is not None:
+            return Sampled(token, *_logprobs(row, token, state.params.logprobs))
+    except Exception as error:
+        return error
+    return result
 
 
 def _taken(state: SamplerState, tokens: Sequence[int]) -> list[Sampled | Exception]:
-    """`tokens` were chosen for `state` one after the other; the last one may be none."""
-    taken: list[Sampled | Exception] = [Sampled(token, None, ()) for token in tokens if token >= 0]
-    for token in tokens[: len(taken)]:
-        state.record(token)
-    return taken if tokens[-1] >= 0 else [*taken, _failure(state, tokens[-1])]
+    """`tokens` were chosen for `state` one after the other; after a failure there is none."""
+    taken = list[Sampled | Exception]()
+    try:
+        for token in tokens:
+            if token < 0:
+                raise _failure(state, token)
+            state.record(token)
+            taken.append(Sampled(token, None, ()))
+    except Exception as error:
+        taken.append(error)
+    return taken
 
 
 def _failure(state: SamplerState, code: int) -> GenerationFailed:

@@ -82,7 +82,7 @@ class _Turn:
         """All, sampling, the rest."""
         return (
             self.seconds / self.steps,
-            self.sampling / self.steps + self.again,
+            self.sampling / self.steps + self.again / max(1, self.repeated),
             (self.seconds - self.native) / self.steps,
         )
 

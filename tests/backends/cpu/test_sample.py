@@ -19,7 +19,7 @@ from mlc.backends.reference.sample import distribution, sample
 from tests.backends.cpu.conftest import RunKernel
 
 Array = np.ndarray[Any, Any]
-SMALL, LARGE = 300, PART + BLOCK + 77
+SMALL, LARGE = 300, PART + BLOCK + 79  # a remainder of every kind
 VOCABS = (SMALL, 1, BLOCK, LARGE, BLOCK + 1)
 RULES = [  # temperature, top_k, top_p, min_p
     (0.0, 0, 1.0, 0.0),
@@ -143,8 +143,10 @@ def test_equal_logits_are_cut_by_id(kernels: MakeKernels, vocab: int) -> None:
         rows = np.zeros((grid, vocab), np.float32)
         rows[:, ::2] = -0.0
         rules = np.broadcast_to(np.array(rule(1.0, *limits, 0.0), np.float32), (grid, 4))
-        tokens = kernels(vocab)(rows, rules, np.linspace(0.0, 1.0 - 2**-53, grid))
+        draws = np.linspace(0.0, 1.0 - 2**-53, grid)
+        tokens = kernels(vocab)(rows, rules, draws)
         assert tokens.min() == 0 and tokens.max() == left - 1
+        np.testing.assert_allclose(tokens, np.floor(draws * left), atol=1)
 
 
 def test_impossible_tokens_are_never_drawn(kernels: MakeKernels) -> None:
