@@ -16,7 +16,7 @@ import numpy as np
 
 from mlc.errors import ArtifactError, Corrupt
 
-from .cpu.sync import MAX_THREADS, SPINS, SYNC_WORDS
+from .cpu.sync import LEFT, MADE, MAX_THREADS, PROGRESS, REPEATS, SPINS, SYNC_WORDS
 from .cpu.table import ENTRY, HEAD, row
 from .load import LoadPolicy, usable_cores
 from .memory import ALIGNMENT, allocate
@@ -96,8 +96,12 @@ class Executor:
         self._symbols: dict[str, int] = {}  # whose values `_sizes` holds
         self._sync = allocate(4 * SYNC_WORDS).view(np.int32)
         self._sync[SPINS] = _SPINS if threads <= usable_cores() else 0
+        self._progress = self._memory["step", "progress"] = self._sync[PROGRESS:]
         self._table = self._build_table()
-        self._run = run.bind(self._table.reshape(-1), self._sizes, self._sync, 0, 0, 1)  # first call, end, threads
+        # The native call, given the first call, the end, and the threads; a profiler may stand before it.
+        self.native: Callable[[int, int, int], object] = run.bind(
+            self._table.reshape(-1), self._sizes, self._sync, 0, 0, 1
+        )
 
     def _build_table(self) -> Array:
         kernels = {name: i for i, name in enumerate(self.program.kernels)}
@@ -128,7 +132,21 @@ class Executor:
     def step(self, symbols: Mapping[str, int], first: int = 0, end: int | None = None) -> None:
         """Make the calls from `first` up to `end` (None: all), the symbols having the given values. One native call."""
         self._set_sizes(symbols)
-        self._run(first, len(self.program.calls) if end is None else end, self.threads_now())
+        self._progress[REPEATS] = self._progress[MADE] = 0
+        self._native_call(first, end)
+
+    def steps(self, symbols: Mapping[str, int], wanted: int, *, at_once: bool) -> tuple[int, bool]:
+        """Make all calls, of which one counts steps (see `cpu.sample.tally`), up to `wanted` times: `at_once` in one
+        native call, else only the first time. Returns how many steps were made, and whether more are to follow.
+        """
+        self._set_sizes(symbols)
+        self._progress[REPEATS] = wanted if at_once else 0
+        self._progress[LEFT], self._progress[MADE] = wanted, 0
+        self._native_call(0, None)
+        return int(self._progress[MADE]), bool(self._progress[LEFT] > 0)
+
+    def _native_call(self, first: int, end: int | None) -> None:
+        self.native(first, len(self.program.calls) if end is None else end, self.threads_now())
         if self._load:
             self._load.ended()
 
@@ -137,7 +155,7 @@ class Executor:
         self._set_sizes(symbols)
         threads = self.threads_now()
         for i in range(len(self.program.calls)):
-            self._run(i, i + 1, threads)
+            self.native(i, i + 1, threads)
             observe(i)
 
     def threads_now(self) -> int:

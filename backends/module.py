@@ -15,7 +15,8 @@ from .attention_plan import AttentionPlan
 from .executor import Executor, load_library, set_threads
 from .load import LoadPolicy, usable_cores
 from .memory import allocate
-from .program import Program, evaluate_dim
+from .program import ADVANCE, Program, evaluate_dim
+from .sampling_state import STEPS, Penalties, SamplingState
 from .weights_file import load_weights
 
 Array = np.ndarray[Any, Any]
@@ -42,6 +43,7 @@ class Batch(Protocol):
     def rows(self) -> Array: ...  # [r]
 
 
+_NO_SAMPLING = {"draws": 0, "again": 0, "penalized": 0}
 SMALL = 32 << 20  # bytes of weights; they stay in a core's cache, and meeting at barriers costs more than it gains
 
 
@@ -170,13 +172,19 @@ class LanguageModel:
         memory |= {("step", "tables"): self._tables}
         memory |= {("step", "partials"): allocate(p.partial * self._attention.partials)}
         memory |= {("step", name): getattr(self._attention, name) for name in ("members", "single_tiles", "tiles")}
-        self._rules = allocate(16 * self.max_sequences).view(np.float32).reshape(-1, 4)
-        self._draws = allocate(8 * self.max_sequences).view(np.float64)
-        self._chosen = allocate(4 * self.max_sequences).view(np.int32)
-        memory |= {("step", "rules"): self._rules, ("step", "draws"): self._draws, ("step", "chosen"): self._chosen}
+        self._sampling = SamplingState(max_sequences=self.max_sequences, max_context=self.max_context)
+        memory |= self._sampling.memory
         memory |= self._kv_memory() | self._rotations(artifact)
         self.executor = artifact.executor(p, memory)
-        self.symbols: dict[str, int] = {"table_stride": per_sequence, "draws": 0, "again": 0, "plain": 0}
+        self.choosing = next(
+            i for i, call in enumerate(p.calls) if call.op == ADVANCE
+        )  # calls up to a chosen token; the next counts it
+        self.symbols: dict[str, int] = {
+            "table_stride": per_sequence,
+            "room": self._sampling.room,
+            **_NO_SAMPLING,
+            "plain": 0,
+        }
 
     def _kv_memory(self) -> dict[tuple[str, str], Array]:
         """Keys and values of all layers for one page lie side by side, so that few pages in use are little memory even
@@ -214,35 +222,38 @@ class LanguageModel:
         rows = self.symbols["r"]
         return self._logits[: rows * self.vocab].reshape(rows, self.vocab)
 
-    def sample(self, rules: Array, draws: Array) -> Array:
+    def sample(self, rules: Array, draws: Array, penalties: Sequence[Penalties | None]) -> Array:
         """Tokens for the logits that `run` has returned; see `mlc.runtime.batch.Model.sample`."""
-        self._prepare_sampling(rules, draws)
-        self.executor.step(self.symbols, self.program.forward, len(self.program.calls) - 1)
-        return self._chosen[: self.symbols["r"]]
+        state = self._sampling
+        self.symbols.update(draws=state.prepare(rules, draws), penalized=state.hold_penalties(penalties))
+        self.executor.step(self.symbols, self.program.forward, self.choosing + 1)
+        state.counted(len(rules), 1)
+        return state.chosen[: self.symbols["r"]]
 
-    def decode(self, batch: Batch, rules: Array, draws: Array, stops: Sequence[Collection[int]]) -> list[list[int]]:
+    def decode(
+        self,
+        batch: Batch,
+        rules: Array,
+        draws: Array,
+        stops: Sequence[Collection[int]],
+        penalties: Sequence[Penalties | None],
+    ) -> list[list[int]]:
         """Steps without anything between them; see `mlc.runtime.batch.Model.decode`."""
+        rows, state = len(rules), self._sampling
         self.prepare(batch)
-        self._prepare_sampling(rules, draws[0])
-        self.symbols["again"] = 1
-        following = _Positions(self._inputs["positions"][: len(rules)], batch.starts, batch.tables)
-        chosen, last = self._chosen[: len(rules)], len(draws) - 1
+        draws = draws[: STEPS if state.hold_stops(stops) else 1]
+        self.symbols.update(again=1, penalized=state.hold_penalties(penalties))
         steps: list[list[int]] = []
-        for number, row in enumerate(draws):
-            if number and not self.symbols["plain"]:
-                self.symbols.update(self._attention.fill(following))
-            self._draws[: len(row)] = row
-            self.executor.step(self.symbols, 0, len(self.program.calls) - (number == last))
-            tokens: list[int] = chosen.tolist()
-            steps.append(tokens)
-            if any(token < 0 or token in stop for token, stop in zip(tokens, stops, strict=True)):
-                break
-        return steps
-
-    def _prepare_sampling(self, rules: Array, draws: Array) -> None:
-        self._rules[: len(rules)] = rules
-        self._draws[: len(draws)] = draws
-        self.symbols["draws"] = int(rules[:, 0].any())
+        following = _Positions(self._inputs["positions"][:rows], batch.starts, batch.tables)
+        while True:
+            self.symbols["draws"] = state.prepare(rules, draws[len(steps) :])
+            at_once = bool(self.symbols["plain"])
+            made, more = self.executor.steps(self.symbols, len(draws) - len(steps), at_once=at_once)
+            steps += state.history[: made * rows].reshape(made, rows).tolist()
+            state.counted(rows, made)
+            if not more:
+                return steps
+            self.symbols.update(self._attention.fill(following))
 
     def prepare(self, batch: Batch) -> None:
         """Put the step's integers where the program reads them."""
@@ -255,7 +266,7 @@ class LanguageModel:
         slots *= (self._page_stride - 1) * self.page_size
         slots += batch.slots
         np.multiply(batch.tables, self._page_stride, out=self._tables[:s, : batch.tables.shape[1]])
-        self.symbols.update(self._attention.fill(batch), n=n, r=r, draws=0, again=0)
+        self.symbols.update(self._attention.fill(batch), n=n, r=r, **_NO_SAMPLING)
 
 
 def open_module(

@@ -23,7 +23,9 @@ class Ref(msgspec.Struct, frozen=True, array_like=True):
     kv       `k.LAYER` or `v.LAYER`: the pages of one layer
     step     what is filled in before each step: `slots`, `tables`, `members`, `single_tiles` and `tiles` (which tokens
              lie where and who attends to them), `rules` and `draws` (how to sample); `partials` is room for results of
-             attention that are merged, and `chosen` are the tokens that come out
+             attention that are merged, `chosen` are the tokens that come out, and `history` those of several steps;
+             `stops` are tokens after which no further step is made, and `progress` counts steps; `penalties`, and for
+             lists of tokens `listed`, `ids`, `counts` and `biases`, say what the text so far makes of the logits
     rope     `cos.TENSOR` or `sin.TENSOR`: rotations by position, made from a frequency tensor when the model is loaded
     scratch  private memory of the threads
     """
@@ -39,6 +41,9 @@ class Guard(msgspec.Struct, frozen=True, array_like=True):
     size: Size
     low: int
     high: int
+
+
+ADVANCE = "advance"  # the op of those calls that make the tokens of a step the next step
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -76,7 +81,7 @@ class Program(msgspec.Struct, frozen=True):
     name: str
     kernels: tuple[str, ...]  # in the order the native walker knows them
     calls: tuple[Call, ...]
-    forward: int  # how many calls are the graph's; those that follow in a language model sample, the last one advances
+    forward: int  # how many calls are the graph's; those that follow in a language model sample, then advance
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     limits: dict[str, int]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .scheduler import Work
-from .sequence import Int32s
+from .sequence import Int32s, Sequence
 
 Logits = NDArray[np.float32]
 Rules = NDArray[np.float32]
@@ -52,6 +52,18 @@ class Batch:
         assert (np.diff(self.rows) > 0).all() and set(self.rows.tolist()) <= ends, "a row samples before its end"
 
 
+class Penalties(Protocol):
+    """What the text of one row makes of its logits, as `SamplingParams` defines it."""
+
+    @property
+    def answered(self) -> int: ...  # tokens of the answer; they are counted
+    @property
+    def numbers(self) -> tuple[float, float, float]: ...  # repetition, frequency and presence penalty
+    def listed(self) -> tuple[Int32s, Int32s, Logits]:
+        """Tokens, how often the answer holds each (0: the prompt alone does, -1: neither), and their biases."""
+        ...
+
+
 class Model(Protocol):
     """A compiled language model with its KV cache, as the engine drives it. One thread calls it."""
 
@@ -75,67 +87,71 @@ class Model(Protocol):
         """
         ...
 
-    def sample(self, rules: Rules, draws: Draws) -> Int32s:
-        """Choose a token for each row of the logits that `run` returned, as they are now.
+    def sample(self, rules: Rules, draws: Draws, penalties: Seq[Penalties | None]) -> Int32s:
+        """Choose a token for each row of the logits that `run` returned, as they are now. It may change them.
 
         `rules` [r, 4] hold 1 / temperature (0: the most probable token is taken), top_k (0: all), top_p (1: all) and
-        min_p, as `SamplingParams` defines them; `draws` [r] a uniform number in [0, 1) for each row. A row depends on
-        nothing but itself. In place of a token there is -1 where logits are NaN or infinite, and -2 where all of them
-        are -infinity. Returns i32 [r], valid until the next call.
+        min_p, as `SamplingParams` defines them; `draws` [r] a uniform number in [0, 1) for each row; `penalties` come
+        first. A row depends on nothing but itself. In place of a token there is -1 where logits are NaN or
+        infinite, and -2 where all of them are -infinity. Returns i32 [r], valid until the next call.
         """
         ...
 
-    def decode(self, batch: Batch, rules: Rules, draws: Draws, stops: Seq[Collection[int]]) -> list[list[int]]:
+    def decode(
+        self,
+        batch: Batch,
+        rules: Rules,
+        draws: Draws,
+        stops: Seq[Collection[int]],
+        penalties: Seq[Penalties | None],
+    ) -> list[list[int]]:
         """As many steps as `draws` [at most batch.steps, r] has rows, each running the tokens that the last one chose.
 
-        The tokens are those of `run` and `sample` step by step; returns them by step. It ends with the step in which a
-        row gets a token of its `stops`, or none. If there are several, every sequence of `batch` runs one token and
-        samples.
+        The tokens are those of `run` and `sample` step by step, each counted in `penalties`; returns them by step. It
+        ends with the step in which a row gets a token of its `stops`, or none, or before. If there are several, every
+        sequence of `batch` runs one token and samples.
         """
         ...
 
 
 class BatchBuilder:
-    """Fills the same buffers at each step: a few copies per sequence, positions and slots for all rows at once."""
+    """Fills the same buffers at each step: a few copies per sequence, positions and slots for all rows at once. Where
+    every sequence runs its last token, four numbers for each.
+    """
 
     def __init__(self, *, page_size: int, max_tokens: int, max_sequences: int, pages_per_sequence: int) -> None:
         self._page_size = page_size
-        self._tokens = np.zeros(max_tokens, np.int32)
-        self._positions = np.zeros(max_tokens, np.int32)
-        self._slots = np.zeros(max_tokens, np.int32)
+        self._tokens, self._positions, self._slots = self._three = np.zeros((3, max_tokens), np.int32)
         self._starts = np.zeros(max_sequences + 1, np.int32)
         self._lengths = np.zeros(max_sequences, np.int32)
         self._tables = np.zeros((max_sequences, pages_per_sequence), np.int32)
         self._used = [0] * max_sequences  # entries of each table that are not 0 for sure
+        self._filled: list[tuple[Sequence | None, int, int]] = [(None, 0, 0)] * max_sequences  # from what it was
         self._rows = np.zeros(max_sequences, np.int32)
-        self._ramp = np.arange(max(max_tokens, max_sequences), dtype=np.int32)
+        self._ramp = np.arange(max(max_tokens, max_sequences) + 1, dtype=np.int32)
 
     def build(self, step: Seq[Work], steps: int = 1) -> Batch:
         """The arrays of `step`, its sequences in the order given, and of the pages that `steps` of them take."""
-        starts, lengths, rows = [0], list[int](), list[int]()
-        n = 0
-        for s, (sequence, tokens, samples) in enumerate(step):
-            cached = sequence.cached
-            self._tokens[n : n + tokens] = sequence.tokens[cached : cached + tokens]
-            self._fill_table(s, sequence.pages[: -(-(cached + tokens + steps - 1) // self._page_size)])
-            n += tokens
-            if samples:
-                rows.append(n - 1)
-            starts.append(n)
-            lengths.append(cached + tokens)
-        s = len(step)
-        self._starts[: s + 1] = starts
-        self._lengths[:s] = lengths
-        self._rows[: len(rows)] = rows
-        self._place(n, s)
+        for s, (sequence, tokens, _) in enumerate(step):
+            used = -(-(sequence.cached + tokens + steps - 1) // self._page_size)
+            if self._filled[s] != (source := (sequence, sequence.layout, used)):
+                self._fill_table(s, sequence.pages[:used])
+                self._filled[s] = source
+        n = s = len(step)
+        if all(work.samples and work.tokens == 1 for work in step):
+            starts = rows = self._ramp
+            self._place_last(step)
+        else:
+            starts, rows = self._starts, self._rows
+            n, s = self._place(step)
         return Batch(
             tokens=self._tokens[:n],
             positions=self._positions[:n],
             slots=self._slots[:n],
-            starts=self._starts[: s + 1],
-            lengths=self._lengths[:s],
-            tables=self._tables[:s],
-            rows=self._rows[: len(rows)],
+            starts=starts[: len(step) + 1],
+            lengths=self._lengths[: len(step)],
+            tables=self._tables[: len(step)],
+            rows=rows[:s],
             steps=steps,
         )
 
@@ -146,15 +162,33 @@ class BatchBuilder:
             table[used : self._used[s]] = 0
         self._used[s] = used
 
-    def _place(self, n: int, s: int) -> None:
-        """Positions and slots of all `n` rows of `s` sequences at once."""
-        starts, positions, slots = self._starts, self._positions[:n], self._slots[:n]
-        if n == s:  # one token each: the last one
-            owner = self._ramp[:s]
-            np.subtract(self._lengths[:s], 1, out=positions)
-        else:
-            owner = np.repeat(self._ramp[:s], np.diff(starts[: s + 1]))
-            np.add(self._ramp[:n], (self._lengths[:s] - starts[1 : s + 1])[owner], out=positions)
+    def _place_last(self, step: Seq[Work]) -> None:
+        """Each sequence runs its last token."""
+        size = self._page_size
+        positions = [sequence.cached for sequence, _, _ in step]
+        slots = [work.sequence.page(at // size) * size + at % size for work, at in zip(step, positions, strict=True)]
+        self._three[:, : len(step)] = [work.sequence.last for work in step], positions, slots
+        np.add(self._positions[: len(step)], 1, out=self._lengths[: len(step)])
+
+    def _place(self, step: Seq[Work]) -> tuple[int, int]:
+        """All rows of any step; returns how many there are, and how many of them sample."""
+        starts, lengths, rows = [0], list[int](), list[int]()
+        n, s = 0, len(step)
+        for sequence, tokens, samples in step:
+            cached = sequence.cached
+            self._tokens[n : n + tokens] = sequence.tokens[cached : cached + tokens]
+            n += tokens
+            if samples:
+                rows.append(n - 1)
+            starts.append(n)
+            lengths.append(cached + tokens)
+        self._starts[: s + 1] = starts
+        self._lengths[:s] = lengths
+        self._rows[: len(rows)] = rows
+        positions, slots = self._positions[:n], self._slots[:n]
+        owner = np.repeat(self._ramp[:s], np.diff(self._starts[: s + 1]))
+        np.add(self._ramp[:n], (self._lengths[:s] - self._starts[1 : s + 1])[owner], out=positions)
         page, offset = np.divmod(positions, self._page_size)
         np.multiply(self._tables[owner, page], self._page_size, out=slots)
         np.add(slots, offset, out=slots)
+        return n, len(rows)

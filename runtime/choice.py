@@ -41,13 +41,10 @@ class Choice:
         self._last = now
         if self._first is None:
             self._first = now
-        text, count, reason, stop = "", 0, None, None
-        while reason is None and count < len(sampled):
-            piece, reason, stop = self._add(sampled[count].token)
-            text += piece
-            count += 1
+        text, count, reason, stop = self._text([one.token for one in sampled])
         taken = sampled[:count]
-        tokens = tuple(one.token for one in taken)
+        tokens = tuple([one.token for one in taken])
+        self.sequence.extend(tokens)
         logprobs = None
         if self.sampler_state.params.logprobs is not None:
             logprobs = tuple(TokenLogprobs(one.logprob, one.top) for one in taken if one.logprob is not None)
@@ -55,21 +52,26 @@ class Choice:
             return Output(self.request, self.index, text, tokens, logprobs)
         return self._end(reason, now, text, tokens, logprobs, stop=stop)
 
-    def _add(self, token: int) -> tuple[str, FinishReason | None, str | int | None]:
-        """What can be shown after `token`; why the answer ends with it, if it does, and what stopped it."""
-        self.sequence.append(token)
-        if token in self.stop_ids:
-            return self._rest(), "stop", token
-        text = self._decoder.push(token)
-        if self.sequence.answered > self.sampler_state.params.min_tokens:
-            text = self._stops.push(text)
-            if self._stops.found is not None:
-                return text, "stop", self._stops.found
-        if self.sequence.full:
-            text += self._rest()
-            # the very last characters may have completed a stop string
-            return (text, "length", None) if self._stops.found is None else (text, "stop", self._stops.found)
-        return text, None, None
+    def _text(self, tokens: Seq[int]) -> tuple[str, int, FinishReason | None, str | int | None]:
+        """What can be shown after `tokens`, or after as many of them as the answer takes; why it ends, and by what."""
+        push, stops, pieces = self._decoder.push, self._stops, list[str]()
+        room = self.sequence.limit - self.sequence.length
+        unwatched = self.sampler_state.params.min_tokens - self.sequence.answered if stops.any else room
+        for count, token in enumerate(tokens, 1):
+            if token in self.stop_ids:
+                return "".join((*pieces, self._rest())), count, "stop", token
+            piece = push(token)
+            if count > unwatched:
+                piece = stops.push(piece)
+                if stops.found is not None:
+                    return "".join((*pieces, piece)), count, "stop", stops.found
+            pieces.append(piece)
+            if count == room:
+                pieces.append(self._rest())
+                # the very last characters may have completed a stop string
+                reason: FinishReason = "length" if stops.found is None else "stop"
+                return "".join(pieces), count, reason, stops.found
+        return "".join(pieces), len(tokens), None, None
 
     def end(self, reason: FinishReason, now: float, *, error: str | None = None) -> Output:
         """The last output of an answer that ends for a reason outside it. Text held back so far is not shown."""

@@ -83,10 +83,16 @@ class StreamDecoder:
         """`piece` gives a token's bytes; `strips_blank`: the text loses one blank at its start."""
         self._piece, self._strips = piece, strips_blank
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._whole = True  # no character is unfinished
 
     def push(self, id: int) -> str:
         """The characters that token `id` completes; often none, sometimes several."""
-        return self._given(self._decoder.decode(self._piece(id)))
+        data = self._piece(id)
+        if self._whole and data.isascii():
+            return self._given(data.decode()) if self._strips else data.decode()
+        text = self._decoder.decode(data)
+        self._whole = not self._decoder.getstate()[0]
+        return self._given(text)
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for the bytes of an unfinished character."""

@@ -26,7 +26,7 @@ from .scheduler import Scheduler, Work
 from .sequence import Sequence as Text
 from .settings import EngineSettings, Statistics
 
-CALL_SECONDS = 0.005  # of steps in one call of the model: what arrives meanwhile waits so long
+CALL_SECONDS = 0.01  # of steps in one call of the model: what arrives meanwhile waits so long
 
 _log = logging.getLogger("mlc.engine")
 

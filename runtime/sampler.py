@@ -1,7 +1,7 @@
 """From logits to tokens: what a request's parameters mean for each token. The model has the kernels that choose.
 
-Penalties, biases and bans are written into the logits, and taken back after the choice: they touch the tokens that a
-request has seen, not the vocabulary.
+Penalties and biases touch the tokens that a request has seen, not the vocabulary: the model has kernels for that too,
+which count what they choose, so that several steps need nothing of us between them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from mlc.errors import GenerationFailed
 
-from .batch import Batch, Logits, Model
+from .batch import Batch, Logits, Model, Rules
+from .batch import Draws as Draws64
 from .sampling import SamplingParams
 from .sequence import Int32s
 
@@ -105,34 +106,44 @@ class SamplerState:
 
     @property
     def alone(self) -> bool:
-        """Whether the next tokens need nothing but `rule` and `draws`."""
-        return not self.adjusts and self.params.logprobs is None
+        """Whether the next tokens need nothing but `rule`, `draws` and `penalties`."""
+        return self.params.logprobs is None and not self.bans
+
+    @property
+    def penalties(self) -> SamplerState | None:
+        """Itself, if the text so far changes the logits: it has all that `mlc.runtime.batch.Penalties` wants."""
+        return self if self._occurrences is not None or len(self._biases) else None
+
+    @property
+    def numbers(self) -> tuple[float, float, float]:
+        return self.params.repetition_penalty, self.params.frequency_penalty, self.params.presence_penalty
+
+    def listed(self) -> tuple[Int32s, Int32s, Logits]:
+        """See `mlc.runtime.batch.Penalties`."""
+        seen = self._occurrences
+        prompt = self._prompt if self.params.repetition_penalty != 1.0 else self._prompt[:0]
+        answer = self._prompt[:0] if seen is None else seen.ids
+        ids = np.unique(np.concatenate((prompt, answer, self._bias_ids)))
+        counts, biases = np.full(len(ids), -1, np.int32), np.zeros(len(ids), np.float32)
+        counts[np.searchsorted(ids, prompt)] = 0
+        if seen is not None:
+            counts[np.searchsorted(ids, answer)] = seen.counts
+        biases[np.searchsorted(ids, self._bias_ids)] = self._biases
+        return ids, counts, biases
+
+    @property
+    def bans(self) -> bool:
+        """Whether the answer is too short to end."""
+        return self.answered < self.params.min_tokens
 
     @property
     def adjusts(self) -> bool:
-        """Whether `adjust` would change anything."""
-        return self._occurrences is not None or len(self._biases) > 0 or self.answered < self.params.min_tokens
+        """Whether anything changes the logits before a token is chosen."""
+        return self.penalties is not None or self.bans
 
-    def touched(self) -> Int32s:
-        """The ids whose logits `adjust` may change."""
-        seen = [] if self._occurrences is None else [self._occurrences.ids]
-        if self.params.repetition_penalty != 1.0:
-            seen.append(self._prompt)
-        return np.concatenate((*seen, self._bias_ids, self._stop_ids))
-
-    def adjust(self, logits: Logits) -> None:
-        """Apply penalties, biases and bans to `logits` [vocab], in place."""
-        params, seen = self.params, self._occurrences
-        if seen is not None:
-            if params.repetition_penalty != 1.0:
-                ids, penalty = np.concatenate((self._prompt, seen.ids)), np.float32(params.repetition_penalty)
-                values = logits[ids]  # read before any is written: an id that occurs twice is penalized once
-                logits[ids] = np.where(values > 0, values / penalty, values * penalty)
-            frequency, presence = np.float32(params.frequency_penalty), np.float32(params.presence_penalty)
-            logits[seen.ids] -= frequency * seen.counts.astype(np.float32) + presence
-        if len(self._biases):
-            logits[self._bias_ids] += self._biases
-        if self.answered < params.min_tokens:
+    def ban(self, logits: Logits) -> None:
+        """Make the tokens that would end the answer impossible in `logits` [vocab], if it is too short."""
+        if self.bans:
             logits[self._stop_ids] = -np.inf
 
     def record(self, token: int) -> None:
@@ -143,10 +154,12 @@ class SamplerState:
 
 
 class Sampler:
-    """Chooses tokens with the kernels of `model`. It holds nothing: all that matters is in the states."""
+    """Chooses tokens with the kernels of `model`. It holds nothing that matters: that is in the states."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        self._ruled: Sequence[SamplerState] = []  # whose rules these are
+        self._known_rules = np.empty((0, 4), np.float32)
 
     def sample(self, logits: Logits, states: Sequence[SamplerState]) -> list[Sampled | Exception]:
         """The next token of each row of `logits` [r, vocab], those that the model has just returned.
@@ -159,52 +172,62 @@ class Sampler:
             )
         if not states:
             return []
-        failed = dict[int, Exception]()
-        before = list[tuple[Logits, Int32s, Logits]]()
-        for i, state in enumerate(states):
-            if state.adjusts:
-                try:
-                    ids = state.touched()
-                    before.append((logits[i], ids, logits[i, ids]))
-                    state.adjust(logits[i])
-                except Exception as error:
-                    failed[i] = error
-        draws = np.array([state.draws(1)[0] for state in states])
-        tokens: list[int] = self._model.sample(_rules(states), draws).tolist()
-        for row, ids, values in before:
-            row[ids] = values
+        model_own = [
+            row.copy() if state.adjusts and state.params.logprobs is not None else row
+            for row, state in zip(logits, states, strict=True)
+        ]
+        for row, state in zip(logits, states, strict=True):
+            state.ban(row)
+        penalties = [state.penalties for state in states]
+        tokens = self._model.sample(self._rules(states), self._draws(states, 1)[0], penalties)
         return [
-            failed.get(i) or self._record(state, token, logits[i])
-            for i, (state, token) in enumerate(zip(states, tokens, strict=True))
+            _record(state, token, row) for state, token, row in zip(states, tokens.tolist(), model_own, strict=True)
         ]
 
     def decode(
         self, batch: Batch, states: Sequence[SamplerState], stops: Sequence[Collection[int]]
     ) -> list[list[Sampled | Exception]]:
         """Run `batch.steps` steps, or fewer if an answer ends; the tokens of each row. All `states` are `alone`."""
-        draws = np.array([state.draws(batch.steps) for state in states]).T
-        steps = self._model.decode(batch, _rules(states), draws, stops)
-        return [
-            [self._record(state, token) for token in tokens]
-            for state, tokens in zip(states, zip(*steps, strict=True), strict=True)
-        ]
+        penalties = [state.penalties for state in states]
+        steps = self._model.decode(batch, self._rules(states), self._draws(states, batch.steps), stops, penalties)
+        return [_taken(state, tokens) for state, tokens in zip(states, zip(*steps, strict=True), strict=True)]
 
-    def _record(self, state: SamplerState, token: int, row: Logits | None = None) -> Sampled | Exception:
-        """`token` was chosen for `state`, from the logits `row` [vocab], which are needed for logprobs only."""
-        try:
+    def _rules(self, states: Sequence[SamplerState]) -> Rules:
+        """[r, 4], as `Model.sample` takes them."""
+        if self._ruled != states:
+            self._ruled, self._known_rules = list(states), np.array([state.rule for state in states], np.float32)
+        return self._known_rules
+
+    def _draws(self, states: Sequence[SamplerState], steps: int) -> Draws64:
+        """[steps, r], as `Model.decode` takes them."""
+        if all(state.params.greedy for state in states):
+            return np.zeros((steps, len(states)))
+        return np.array([state.draws(steps) for state in states]).T
+
+
+def _record(state: SamplerState, token: int, row: Logits) -> Sampled | Exception:
+    """`token` was chosen for `state`, from the logits `row` [vocab], which are needed for logprobs only."""
+    (result,) = _taken(state, [token])
+    try:
+        if isinstance(result, Sampled) and state.params.logprobs is not None:
+            return Sampled(token, *_logprobs(row, token, state.params.logprobs))
+    except Exception as error:
+        return error
+    return result
+
+
+def _taken(state: SamplerState, tokens: Sequence[int]) -> list[Sampled | Exception]:
+    """`tokens` were chosen for `state` one after the other; after a failure there is none."""
+    taken = list[Sampled | Exception]()
+    try:
+        for token in tokens:
             if token < 0:
                 raise _failure(state, token)
-            result = Sampled(token, None, ())
-            if state.params.logprobs is not None and row is not None:
-                result = Sampled(token, *_logprobs(row, token, state.params.logprobs))
             state.record(token)
-            return result
-        except Exception as error:
-            return error
-
-
-def _rules(states: Sequence[SamplerState]) -> NDArray[np.float32]:
-    return np.array([state.rule for state in states], np.float32)
+            taken.append(Sampled(token, None, ()))
+    except Exception as error:
+        taken.append(error)
+    return taken
 
 
 def _failure(state: SamplerState, code: int) -> GenerationFailed:

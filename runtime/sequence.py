@@ -25,16 +25,18 @@ class _Int32List:
     def view(self) -> Int32s:
         return self._buffer[: self.length]
 
-    def __getitem__(self, index: int | slice) -> Int32s:
-        return self.view[index]
+    def __getitem__(self, index: int) -> np.int32:
+        assert index < self.length
+        return self._buffer[index]  # type: ignore[no-any-return]
 
-    def append(self, value: int) -> None:
-        if self.length == len(self._buffer):
-            grown = np.empty(max(16, 2 * self.length), np.int32)
-            grown[: self.length] = self._buffer
+    def extend(self, values: Seq[int]) -> None:
+        length = self.length + len(values)
+        if length > len(self._buffer):
+            grown = np.empty(max(16, 2 * length), np.int32)
+            grown[: self.length] = self.view
             self._buffer = grown
-        self._buffer[self.length] = value
-        self.length += 1
+        self._buffer[self.length : length] = values
+        self.length = length
 
 
 class Sequence:
@@ -49,6 +51,8 @@ class Sequence:
         "arrival",
         "cached",
         "finished",
+        "last",
+        "layout",
         "leader",
         "limit",
         "prompt",
@@ -73,6 +77,8 @@ class Sequence:
         self.finished = False
         self._tokens = _Int32List(tokens)
         self._pages = _Int32List([])
+        self.last = int(tokens[-1])  # token
+        self.layout = 0  # changes with `pages`
 
     @property
     def length(self) -> int:
@@ -109,21 +115,32 @@ class Sequence:
         """Page ids in the order of the text, a view that the next `hold` may outdate."""
         return self._pages.view
 
+    def page(self, index: int) -> int:
+        return int(self._pages[index])
+
     def append(self, token: int) -> None:
-        self._tokens.append(token)
+        self.extend((token,))
+
+    def extend(self, tokens: Seq[int]) -> None:
+        """Add at least one token."""
+        self._tokens.extend(tokens)
+        self.last = int(tokens[-1])
 
     def hold(self, pages: Seq[int]) -> None:
         """Add `pages` after those it has."""
-        for page in pages:
-            self._pages.append(page)
+        if pages:
+            self._pages.extend(pages)
+            self.layout += 1
 
     def replace(self, index: int, page: int) -> None:
         """Let `page` stand in for the page at `index`: it holds the same text."""
         self._pages.view[index] = page
+        self.layout += 1
 
     def let_go(self) -> list[int]:
         """Forget all pages, and with them what is cached; returns them."""
         pages: list[int] = self.pages.tolist()
         self._pages.length = self.cached = self.shared = 0
         self.tail = None
+        self.layout += 1
         return pages

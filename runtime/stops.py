@@ -14,6 +14,7 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(sorted(stops, key=len, reverse=True))
+        self.any = bool(stops)
         self._fallbacks = tuple(_fallbacks(stop) for stop in self._stops)
         self._matched = [0] * len(self._stops)  # characters of each stop string that the text ends with
         self._held = ""

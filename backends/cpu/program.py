@@ -5,7 +5,8 @@ distinct kernels, not its layers, and the same table run one row at a time is th
 use.
 
 Threads claim items of the current call from a ticket; whoever ends its last item publishes the next call (see `sync`).
-A thread that lost its core delays the others by at most the grain it holds.
+A thread that lost its core delays the others by at most the grain it holds. Behind the last call the walker begins anew
+as long as a kernel has left repeats in `sync`: several steps in one native call.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def program(kernels: Sequence[Kernel], architecture: str) -> tvm.IRModule:
             with T.Then():
                 call(tirx.const(0, "int32"))  # a launch would wake the pool, and wait until it has a core
             with T.Else():
-                _extern("mlc_publish", tirx.address_of(sync[0]), _next(kernels, table, sizes, first, last))
+                _extern("mlc_publish", tirx.address_of(sync[0]), _next("mlc_next", kernels, table, sizes, first, last))
                 with T.parallel(0, threads) as thread:
                     call(thread)
     functions[tvm.ir.GlobalVar(ENTRY)] = builder.get()
@@ -63,10 +64,10 @@ def _extern(name: str, *arguments: Expr) -> None:
     T.evaluate(tirx.call_extern("int32", name, *arguments))
 
 
-def _next(kernels: Sequence[Kernel], table: Expr, sizes: Expr, call: Expr, last: Expr) -> Expr:
-    """The first call from `call` on whose guard holds."""
+def _next(name: str, kernels: Sequence[Kernel], table: Expr, sizes: Expr, *arguments: Expr) -> Expr:
+    """`mlc_next` or `mlc_following` (see `sync`): the call that comes now."""
     words, slots = tirx.address_of(table[0]), tirx.address_of(sizes[0])
-    return tirx.call_extern("int32", "mlc_next", words, slots, call, last, tirx.const(stride(kernels), "int64"))
+    return tirx.call_extern("int32", name, words, slots, *arguments, tirx.const(stride(kernels), "int64"))
 
 
 def _walk(kernels: Sequence[Kernel], names: Sequence[tvm.ir.GlobalVar]) -> tvm.tirx.PrimFunc:
@@ -86,7 +87,7 @@ def _walk(kernels: Sequence[Kernel], names: Sequence[tvm.ir.GlobalVar]) -> tvm.t
         cursor = CURSORS + thread * LINE  # loop variables in memory: TIR would allocate local ones on the heap
         with T.If(alone):
             with T.Then():
-                T.buffer_store(sync, _next(kernels, table, sizes, first, last), [cursor])
+                T.buffer_store(sync, _next("mlc_next", kernels, table, sizes, first, last), [cursor])
             with T.Else():
                 T.buffer_store(sync, tirx.call_extern("int32", "mlc_call", shared), [cursor])
         with T.While(sync[cursor] < last):
@@ -95,7 +96,7 @@ def _walk(kernels: Sequence[Kernel], names: Sequence[tvm.ir.GlobalVar]) -> tvm.t
             number = T.Bind(table[base].astype("int32"))
 
             def following() -> Expr:
-                return _next(kernels, table, sizes, call + 1, last)
+                return _next("mlc_following", kernels, table, sizes, shared, call + 1, last)
 
             for i, (k, name) in enumerate(zip(kernels, names, strict=True)):
                 with T.If(number == i), T.Then():

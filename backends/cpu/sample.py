@@ -10,11 +10,12 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from .attention import MEMBER, TILE
-from .emit import Registers, bits, const, f32, let, load, splat, store, vector, when
+from .emit import Registers, bits, const, f32, let, load, reduce_add_int, splat, store, vector, when
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
-from .norm import each_piece, row_sum
-from .tiles import Scratch, fold, kernel_name, larger
+from .norm import each_piece
+from .sync import LEFT, MADE, REPEATS, STOPS
+from .tiles import Scratch, fold, fold_add, kernel_name, larger
 from .vocabulary import (
     BLOCK,
     BROKEN,
@@ -124,12 +125,15 @@ class _Kept:
         weight = weight_of(distance_of(peak, self.peak, self.factor, 1), 1)
         return tirx.any(peak < self.least, weight < self.min_p)
 
-    def weights(self, column: Expr, lanes: int) -> Expr:
+    def weights(self, column: Expr, lanes: int, *, cut: bool) -> Expr:
+        """`cut`: some of the tokens from `column` on may be beyond `last`."""
         x = let(load(self.f["logits"], self.start + column, lanes))
         weight = weight_of(distance_of(x, self.peak, self.factor, lanes), lanes)
         least, zero = let(splat(self.least, lanes)), splat(f32(0), lanes)
-        ids = let(column if lanes == 1 else tirx.Ramp(column, 1, lanes))
         heavy = let(tirx.Select(weight >= splat(self.min_p, lanes), weight, zero))
+        if not cut:
+            return let(tirx.Select(x >= least, heavy, zero))
+        ids = let(column if lanes == 1 else tirx.Ramp(column, 1, lanes))
         tie = let(tirx.Select(ids <= splat(self.last, lanes), heavy, zero))
         tie = let(tirx.Select(x >= least, tie, zero))
         return let(tirx.Select(x > least, heavy, tie))
@@ -148,11 +152,25 @@ def kept_masses(vocab: int, isa: Isa) -> Kernel:
         def block(row: Expr, number: Expr, first: Expr, columns: int) -> None:
             kept, at = _Kept(f, row, vocab), let(row * blocks(vocab) + number)
 
-            def total() -> None:
-                mass = row_sum(columns, isa, lambda column, lanes, sums: sums + kept.weights(first + column, lanes))
-                store(f["masses"], at, mass, 1)
+            def total(*, cut: bool) -> None:
+                sums, rest = Registers(1, "float32", isa.lanes), cell("float32", f32(0))
+                sums.clear()
 
-            when(kept.nothing(f["peaks"][at]), lambda: store(f["masses"], at, f32(0), 1), total)
+                def piece(column: Expr, lanes: int) -> None:
+                    # one sum: several at once would need more registers than the polynomial of `exp` leaves
+                    weights = kept.weights(first + column, lanes, cut=cut)
+                    if lanes == isa.lanes:
+                        sums[0] = sums[0] + weights
+                    else:
+                        rest[0] = rest[0] + fold_add(weights, lanes)
+
+                each_piece(columns, isa.lanes, piece)
+                store(f["masses"], at, fold_add(sums[0], isa.lanes) + rest[0], 1)
+
+            def some() -> None:
+                when(kept.last < first + (columns - 1), lambda: total(cut=True), lambda: total(cut=False))
+
+            when(kept.nothing(f["peaks"][at]), lambda: store(f["masses"], at, f32(0), 1), some)
 
         def item(row: Expr, number: Expr, first: Expr, columns: int) -> None:
             when(_draws(f, row), lambda: block(row, number, first, columns))
@@ -167,10 +185,10 @@ _KEPT = (*ROW, Pointer("least", "float32"), Pointer("last", "int32"))
 
 
 def draw(vocab: int, isa: Isa) -> Kernel:
-    """tokens[row] = the token at `draws` f64[rows], 0 <= u < 1, of the distribution that the rules leave.
+    """tokens[row] = the token at `draws` f64[steps, rows], 0 <= u < 1, of the distribution that the rules leave.
 
-    Pointers logits, peak, tokens, rules, least, last, masses, draws. Sizes rows. Rows that take the most probable token
-    stay as they are.
+    Pointers logits, peak, tokens, rules, least, last, masses, draws, progress i32[3] (see `sync`). Sizes rows. Rows
+    that take the most probable token stay as they are.
     """
     areas = Scratch(weights=BLOCK)
 
@@ -178,18 +196,26 @@ def draw(vocab: int, isa: Isa) -> Kernel:
         with T.serial(f.lo, f.hi) as row:
             when(_draws(f, row), lambda: _draw(f, row, vocab, isa, areas.at(f.thread)["weights"]))
 
-    pointers = (*_KEPT, Pointer("masses", "float32"), Pointer("draws", "float64"), Pointer("scratch", "float32"))
+    pointers = (
+        *_KEPT,
+        Pointer("masses", "float32"),
+        Pointer("draws", "float64"),
+        Pointer("progress", "int32"),
+        Pointer("scratch", "float32"),
+    )
     return Kernel(kernel_name("draw", vocab), pointers, ("rows",), all_rows, body, grain=1, scratch=areas.bytes)
 
 
 def _draw(f: Frame, row: Expr, vocab: int, isa: Isa, area: Expr) -> None:
-    kept, first, u = _Kept(f, row, vocab), let(row * blocks(vocab)), let(f["draws"][row])
+    kept, first = _Kept(f, row, vocab), let(row * blocks(vocab))
+    u = let(f["draws"][f["progress"][MADE] * f["rows"] + row])
     block, share = _pick(f["masses"], first, blocks(vocab), u)
 
     def inside(start: Expr, columns: int) -> None:
-        each_piece(
-            columns, isa.lanes, lambda c, lanes: store(f["scratch"], area + c, kept.weights(start + c, lanes), lanes)
-        )
+        def weigh(column: Expr, lanes: int) -> None:
+            store(f["scratch"], area + column, kept.weights(start + column, lanes, cut=True), lanes)
+
+        each_piece(columns, isa.lanes, weigh)
         column, _ = _pick(f["scratch"], area, columns, share)
         store(f["tokens"], row, start + column, 1)
 
@@ -217,15 +243,45 @@ def _pick(weights: Expr, first: Expr, count: int, u: Expr) -> tuple[Expr, Expr]:
     return let(at[0]), share
 
 
-def advance(page: int) -> Kernel:
-    """Make the tokens that were chosen the next step of sequences that run one token each.
+def tally(isa: Isa) -> Kernel:
+    """Count a step, keep its tokens, and decide whether another one follows.
 
-    Pointers chosen, tokens, positions, slots, tables [rows, stride], members and tiles (see `attention`), all i32.
-    Sizes rows, stride, and plain: 1 where member i and tile i are sequence i, whole; otherwise they stay as they are.
+    Pointers chosen i32[rows], stops i32[rows, STOPS], history i32[steps, rows], progress i32[3] (see `sync`). Sizes
+    rows. No step follows one in which a row got one of its stops, or none.
     """
 
     def body(f: Frame) -> None:
-        with T.serial(f.lo, f.hi) as row:
+        with T.serial(f.lo, f.hi):
+            made, left = let(f["progress"][MADE]), cell("int32", f["progress"][LEFT] - 1)
+            with T.serial(0, f["rows"]) as row:
+                token, same = let(f["chosen"][row]), Registers(1, "int32", isa.lanes)
+                store(f["history"], made * f["rows"] + row, token, 1)
+                same.clear()
+                with T.serial(0, STOPS // isa.lanes) as i:
+                    stops = let(load(f["stops"], row * STOPS + i * isa.lanes, isa.lanes))
+                    one, zero = (splat(const(value), isa.lanes) for value in (1, 0))
+                    same[0] = same[0] + tirx.Select(stops == splat(token, isa.lanes), one, zero)
+                with T.If(tirx.any(token < 0, reduce_add_int(same[0]) > 0)), T.Then():
+                    left[0] = const(0)
+            store(f["progress"], const(MADE), made + 1, 1)
+            store(f["progress"], const(LEFT), left[0], 1)
+            repeats = let(tirx.max(f["progress"][REPEATS] - 1, const(0)))
+            store(f["progress"], const(REPEATS), tirx.min(repeats, left[0]), 1)
+
+    pointers = tuple(Pointer(name, "int32") for name in ("chosen", "stops", "history", "progress"))
+    return Kernel(kernel_name("tally", STOPS), pointers, ("rows",), lambda s: const(1), body)
+
+
+def advance(page: int) -> Kernel:
+    """Make the tokens that were chosen the next step of sequences that run one token each, if `tally` wants one.
+
+    Pointers chosen, tokens, positions, slots, tables [rows, stride], members and tiles (see `attention`), progress, all
+    i32. Sizes rows, stride, and plain: 1 where member i and tile i are sequence i, whole; otherwise they stay as they
+    are.
+    """
+
+    def body(f: Frame) -> None:
+        with T.serial(f.lo, f.hi) as row, T.If(f["progress"][LEFT] > 0), T.Then():
             position = let(f["positions"][row] + 1)
             table_page = let(f["tables"][row * f["stride"] + position // page])
             store(f["tokens"], row, f["chosen"][row], 1)
@@ -239,6 +295,6 @@ def advance(page: int) -> Kernel:
 
             when(f["plain"] == 1, attend)
 
-    names = ("chosen", "tokens", "positions", "slots", "tables", "members", "tiles")
+    names = ("chosen", "tokens", "positions", "slots", "tables", "members", "tiles", "progress")
     pointers = tuple(Pointer(name, "int32") for name in names)
     return Kernel(kernel_name("advance", page), pointers, ("rows", "stride", "plain"), all_rows, body)

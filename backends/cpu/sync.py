@@ -11,7 +11,14 @@ and then sleeps in the kernel, which frees its core for the thread it waits for.
 
 from __future__ import annotations
 
-TICKET, DONE, SLEEPERS, SPINS, CURSORS, LINE = 0, 16, 32, 48, 64, 16  # int32 offsets into `sync`, a cache line apart
+# int32 offsets into `sync`, a cache line apart
+TICKET, DONE, SLEEPERS, SPINS, PROGRESS, CURSORS, LINE = 0, 16, 32, 48, 64, 80, 16
+# Words at PROGRESS, of runs that make their calls several times (see `cpu.sample.tally`): how many steps the walker may
+# still make, if any, before it returns, how many are wanted in all, and how many have been made.
+REPEATS, LEFT, MADE = 0, 1, 2
+# Numbers by which the text so far changes the logits of a row; COUNTS is 1 where its tokens must be counted for that.
+REPETITION, FREQUENCY, PRESENCE, COUNTS, PENALTIES = 0, 1, 2, 3, 4
+STOPS = 64  # tokens after which no step follows, for each row; -1 where there are fewer
 MAX_THREADS = 64
 SYNC_WORDS = CURSORS + LINE * MAX_THREADS  # int32 words of the `sync` buffer; all zero before the first step
 
@@ -29,6 +36,8 @@ def llvm_ir(architecture: str) -> str:
 
     mlc_pointer(table, i): the i-th 8-byte word of the table, as a pointer.
     mlc_next(table, sizes, call, last, stride): the first call from `call` on that these sizes make, or `last`.
+    mlc_following(table, sizes, sync, call, last, stride): the same, but the first call of all in place of `last` while
+        there are repeats.
     mlc_call(sync): the call that runs now.
     mlc_claim(sync, call, items, grain): claims items of `call`; returns the first of them, or -1 when the call is over.
     mlc_done(sync, count, items): marks claimed items as done; returns 1 if these were the last.
@@ -71,6 +80,24 @@ skip:
   br label %test
 out:
   ret i32 %call
+}}
+
+define i32 @mlc_following(ptr %table, ptr %sizes, ptr %sync, i32 %from, i32 %last, i64 %stride) alwaysinline nounwind {{
+entry:
+  %next = call i32 @mlc_next(ptr %table, ptr %sizes, i32 %from, i32 %last, i64 %stride)
+  %ended = icmp eq i32 %next, %last
+  br i1 %ended, label %end, label %out
+end:
+  %repeats.p = getelementptr i32, ptr %sync, i64 {PROGRESS + REPEATS}
+  %repeats = load i32, ptr %repeats.p
+  %more = icmp sgt i32 %repeats, 0
+  br i1 %more, label %again, label %out
+again:
+  %first = call i32 @mlc_next(ptr %table, ptr %sizes, i32 0, i32 %last, i64 %stride)
+  br label %out
+out:
+  %result = phi i32 [%next, %entry], [%next, %end], [%first, %again]
+  ret i32 %result
 }}
 
 define i32 @mlc_call(ptr %sync) alwaysinline nounwind {{

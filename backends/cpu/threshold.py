@@ -2,22 +2,28 @@
 
 A histogram over weights narrows the threshold down to one bin; bisection finds it among the tokens of that bin. A small
 top_k does without: the tokens it leaves are at least as probable as the k-th largest of the maxima of blocks.
+
+A bin is one integer of 64 bits: how many tokens it has, above the sum of their weights in units of 2^-22 of the weight
+at which the bin begins. Such sums are exact, whatever their order.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .emit import Registers, bits, const, f32, intrinsic, let, load, splat, store, when
+from .emit import Registers, bits, const, f32, fma, intrinsic, let, load, splat, stack, store, vector, when
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .norm import each_piece
 from .tiles import Scratch, fold, kernel_name
+from .tiles import parts as stages
 from .vocabulary import (
     BINS,
+    BINS_PER_E,
     BLOCK,
     FACTOR,
     INFINITY,
@@ -29,6 +35,7 @@ from .vocabulary import (
     bin_of,
     blocks,
     cell,
+    depth_of,
     distance_of,
     each_range,
     in_range,
@@ -53,27 +60,48 @@ def _few(f: Frame, row: Expr, vocab: int) -> Expr:
 def histogram(vocab: int, isa: Isa) -> Kernel:
     """How many tokens of each part of a row are in each bin of weight, and what these add up to.
 
-    Pointers logits, peak, tokens, rules, bins f64[rows, parts, BINS, 2]. Sizes rows. Rows without top_p, and
-    those with a small top_k, are left out.
+    Pointers logits, peak, tokens, rules, bins i64[rows, parts, BINS]. Sizes rows. Rows without top_p, and those with a
+    small top_k, are left out.
     """
+    assert vocab < 1 << (64 - _MASS_BITS), "a bin has no room for so many tokens"
+    half = max(1, isa.lanes // 2)  # int64 of a vector
 
     def body(f: Frame) -> None:
+        own = let(f.thread * (_COPIES * BINS))  # successive tokens, often of one bin, count in different copies
+        numbers, masses = stack(_STAGE, "int32"), stack(_STAGE, "int32")
+
         def part(row: Expr, number: Expr, first: Expr, columns: int) -> None:
             start, peak, factor = let(start_of(row, vocab) + first), let(f["peak"][row]), rule(f, row, FACTOR)
-            base = let((row * parts(vocab) + number) * (BINS * 2))
-            with T.serial(0, BINS * 2) as i:
-                store(f["bins"], base + i, const(0.0, "float64"), 1)
+            with T.serial(0, _COPIES * BINS // half) as i:
+                store(f["scratch"], own + i * half, splat(const(0, "int64"), half), half)
 
-            def piece(column: Expr, lanes: int) -> None:
-                distance = distance_of(load(f["logits"], start + column, lanes), peak, factor, lanes)
-                weights, numbers = Registers(1, "float32", lanes), Registers(1, "int32", lanes)
-                weights[0], numbers[0] = weight_of(distance, lanes), bin_of(distance, lanes)
-                for i in range(lanes):
-                    at = let(base + numbers.buffers[0][i] * 2)
-                    store(f["bins"], at, f["bins"][at] + const(1.0, "float64"), 1)
-                    store(f["bins"], at + 1, f["bins"][at + 1] + weights.buffers[0][i].astype("float64"), 1)
+            def stage(begin: Expr, count: int) -> None:
+                """Vectors first, then one token after another: mixed, each number would have to leave its vector."""
 
-            each_piece(columns, isa.lanes, piece)
+                def piece(column: Expr, lanes: int) -> None:
+                    depth = depth_of(load(f["logits"], start + begin + column, lanes), peak, factor, lanes)
+                    bin_number = bin_of(depth, lanes)
+                    store(numbers, column, bin_number, lanes)
+                    store(masses, column, _mass_in_bin(depth, bin_number, lanes), lanes)
+
+                def add(column: Expr, copy: int) -> None:
+                    at = let(own + (copy * BINS) + numbers[column])
+                    one = masses[column].astype("int64") + const(1 << _MASS_BITS, "int64")
+                    store(f["scratch"], at, f["scratch"][at] + one, 1)
+
+                each_piece(count, isa.lanes, piece)
+                with T.serial(0, count // _COPIES) as i:
+                    for copy in range(_COPIES):
+                        add(i * _COPIES + copy, copy)
+                for copy in range(count % _COPIES):
+                    add(const(count - count % _COPIES + copy), copy)
+
+            for begin, count in stages(columns, _STAGE):
+                stage(begin, count)
+            base = let((row * parts(vocab) + number) * BINS)
+            with T.serial(0, BINS // half) as i:
+                copies = [load(f["scratch"], own + copy * BINS + i * half, half) for copy in range(_COPIES)]
+                store(f["bins"], base + i * half, sum(copies[1:], copies[0]), half)
 
         def item(row: Expr, number: Expr, first: Expr, columns: int) -> None:
             wanted = tirx.all(_filters(f, row), tirx.Not(_few(f, row, vocab)))
@@ -81,10 +109,29 @@ def histogram(vocab: int, isa: Isa) -> Kernel:
 
         each_range(f, vocab, PART, item)
 
-    pointers = (*ROW, Pointer("bins", "float64"))
+    pointers = (*ROW, Pointer("bins", "int64"), Pointer("scratch", "int64"))
     return Kernel(
-        kernel_name("histogram", vocab), pointers, ("rows",), lambda s: s["rows"] * parts(vocab), body, grain=1
+        kernel_name("histogram", vocab),
+        pointers,
+        ("rows",),
+        lambda s: s["rows"] * parts(vocab),
+        body,
+        grain=1,
+        scratch=_COPIES * BINS * 8,
     )
+
+
+def _mass_in_bin(depth: Expr, number: Expr, lanes: int) -> Expr:
+    """e^-(depth - number)/16 in units of 2^-22, for less than one bin of difference; of no meaning in the last bin."""
+    scale, step = 2.0**_UNIT * math.exp(-0.5 / BINS_PER_E), -1.0 / BINS_PER_E
+    inside = let(depth - number.astype(vector("float32", lanes)))
+    x = let(tirx.min(inside, splat(f32(1), lanes)) - splat(f32(0.5), lanes))  # the middle of the bin is 0
+    total = splat(f32(scale * step**4 / 24), lanes)  # the next term of the series is less than 10^-8
+    for power in (3, 2, 1, 0):
+        total = fma(
+            total, x, splat(f32(scale * step**power / math.factorial(power) + (0.5 if not power else 0)), lanes)
+        )
+    return let(total).astype(vector("int32", lanes))
 
 
 def threshold(vocab: int, isa: Isa) -> Kernel:
@@ -112,7 +159,7 @@ def threshold(vocab: int, isa: Isa) -> Kernel:
     pointers = (
         *ROW,
         Pointer("peaks", "float32"),
-        Pointer("bins", "float64"),
+        Pointer("bins", "int64"),
         Pointer("least", "float32"),
         Pointer("last", "int32"),
         Pointer("scratch", "float32"),
@@ -127,11 +174,35 @@ class _Threshold:
         self.f, self.row, self.vocab, self.isa = f, row, vocab, isa
         self.start, self.peak, self.factor = start_of(row, vocab), let(f["peak"][row]), rule(f, row, FACTOR)
         self.areas = areas.at(f.thread)
-        self.base = let(row * (parts(vocab) * BINS * 2))
+        self.base = let(row * (parts(vocab) * BINS))
         self.mass = cell("float64", const(0.0, "float64"))
         self.few = let(_few(f, row, vocab))
-        with T.If(tirx.Not(self.few)), T.Then(), T.serial(0, parts(vocab) * BINS) as i:
-            self.mass[0] = self.mass[0] + f["bins"][self.base + i * 2 + 1]
+        when(tirx.Not(self.few), self._add_parts)
+
+    def _add_parts(self) -> None:
+        """Add the histograms of all parts up in that of the first one, and `mass`."""
+        bins, lanes = self.f["bins"], max(1, self.isa.lanes // 2)
+        with T.serial(1, parts(self.vocab)) as part, T.serial(0, BINS // lanes) as i:
+            at = let(self.base + i * lanes)
+            store(bins, at, load(bins, at, lanes) + load(bins, at + part * BINS, lanes), lanes)
+        scale = self._first_scale()
+        with T.serial(0, BINS - 1) as i:
+            self.mass[0] = self.mass[0] + self._content(i, 1) * scale[0]
+            self._next_scale(scale)
+
+    def _content(self, number: Expr, by: int) -> Expr:
+        """How many tokens a bin has (by 0), or what they weigh together, in the bin's units (by 1)."""
+        word = let(self.f["bins"][self.base + number])
+        return let((word & const((1 << _MASS_BITS) - 1, "int64") if by else word >> _MASS_BITS).astype("float64"))
+
+    @staticmethod
+    def _first_scale() -> Registers:
+        """A unit of the first bin, as a weight."""
+        return cell("float64", const(2.0**-_UNIT, "float64"))
+
+    @staticmethod
+    def _next_scale(scale: Registers) -> None:
+        scale[0] = scale[0] * const(math.exp(-1.0 / BINS_PER_E), "float64")
 
     def find(self, by: int, wanted: Expr) -> None:
         """Leave the fewest most probable tokens that `wanted` of them (by 0) or of weight (by 1) are."""
@@ -158,38 +229,37 @@ class _Threshold:
 
     def _bin_of_peak(self, block: Expr) -> Expr:
         peak = let(self.f["peaks"][self.row * blocks(self.vocab) + block])
-        return bin_of(distance_of(peak, self.peak, self.factor, 1), 1)
+        return bin_of(depth_of(peak, self.peak, self.factor, 1), 1)
 
     def _find_bin(
         self, by: int, wanted: Expr, above: Registers, number: Registers, before: Registers, mass: Registers
     ) -> None:
         """The bin in which `wanted` is reached, and what the bins before it hold: `before` by `by`, and `mass`."""
         zero = const(0.0, "float64")
-        here = Registers(2, "float64", 1)
+        here, scale = Registers(2, "float64", 1), self._first_scale()
         here[0], here[1] = zero, zero
         with T.While(tirx.all(number[0] < BINS - 1, before[0] + here[by] < wanted)):
             before[0] = before[0] + here[by]
             mass[0] = mass[0] + here[1]
             above[0] = number[0]
             number[0] = number[0] + 1
-            here[0], here[1] = zero, zero
-            with T.serial(0, parts(self.vocab)) as part:
-                at = let(self.base + (part * BINS + number[0]) * 2)
-                here[0] = here[0] + self.f["bins"][at]
-                here[1] = here[1] + self.f["bins"][at + 1]
+            here[0], here[1] = self._content(number[0], 0), self._content(number[0], 1) * scale[0]
+            self._next_scale(scale)
 
     def _gather(self, above: Expr, number: Expr) -> Expr:
         """Copy the tokens of the bins behind `above` up to `number`, in the order of ids; returns how many."""
         count = cell("int32", const(0))
+        low = let((above + 1).astype("float32"))
+        high = let(tirx.Select(number < BINS - 1, (number + 1).astype("float32"), f32(INFINITY)))
 
         def block(first: Expr, columns: int) -> None:
             def piece(column: Expr, lanes: int) -> None:
                 x = Registers(1, "float32", lanes)
                 x[0] = load(self.f["logits"], self.start + first + column, lanes)
-                bins = bin_of(distance_of(x[0], self.peak, self.factor, lanes), lanes)
-                found = Registers(1, "int32", lanes)
-                inside = tirx.Select(bins > splat(above, lanes), splat(const(1), lanes), splat(const(0), lanes))
-                found[0] = tirx.Select(bins <= splat(number, lanes), let(inside), splat(const(0), lanes))
+                depth = depth_of(x[0], self.peak, self.factor, lanes)
+                found, none = Registers(1, "int32", lanes), splat(const(0), lanes)
+                inside = let(tirx.Select(depth >= splat(low, lanes), splat(const(1), lanes), none))
+                found[0] = tirx.Select(depth < splat(high, lanes), inside, none)
                 hits = let(found[0])
                 some = intrinsic("int32", "llvm.vector.reduce.or", hits) if lanes > 1 else hits
                 with T.If(some != 0), T.Then():
@@ -279,6 +349,8 @@ class _Threshold:
 
 
 _SUMS = 4  # vector accumulators
+_COPIES, _STAGE = 4, 512  # of a histogram; tokens whose bins are found before they are counted
+_UNIT, _MASS_BITS = 22, 44  # binary digits of a weight within its bin, and of the sum of weights in a bin
 
 
 def _ordered(word: Expr) -> Expr:

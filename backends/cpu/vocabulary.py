@@ -18,8 +18,8 @@ from .kernel import Expr, Frame, Pointer
 FACTOR, TOP_K, TOP_P, MIN_P, RULE = 0, 1, 2, 3, 4
 BROKEN, IMPOSSIBLE = -1, -2  # in place of a token: the logits hold NaN or infinity; all of them are -infinity
 BLOCK = 2048  # columns whose maximum and sum are kept
-PART = 16 * BLOCK  # columns of one histogram
-BINS, BINS_PER_E = 256, 8.0  # a bin spans a factor of e^(1/8) in weight; the last takes all that is left
+PART = 8 * BLOCK  # columns of one histogram
+BINS, BINS_PER_E = 512, 16.0  # a bin spans a factor of e^(1/16) in weight; the last takes all that is left
 LEAST = -87.0  # a weight of less than e^-87 is 0
 INFINITY = float("inf")
 
@@ -74,9 +74,13 @@ def weight_of(distance: Expr, lanes: int) -> Expr:
     return let(tirx.Select(distance < splat(f32(LEAST), lanes), splat(f32(0), lanes), exp(distance, lanes)))
 
 
-def bin_of(distance: Expr, lanes: int) -> Expr:
-    scaled = let(distance * splat(f32(-BINS_PER_E), lanes))
-    return let(let(tirx.min(splat(f32(BINS - 1), lanes), scaled)).astype(vector("int32", lanes)))
+def depth_of(x: Expr, peak: Expr, factor: Expr, lanes: int) -> Expr:
+    """How many bins a token lies below the most probable one; its bin is the whole part, or the last."""
+    return let(distance_of(x, peak, factor, lanes) * splat(f32(-BINS_PER_E), lanes))
+
+
+def bin_of(depth: Expr, lanes: int) -> Expr:
+    return let(let(tirx.min(splat(f32(BINS - 1), lanes), depth)).astype(vector("int32", lanes)))
 
 
 def all_rows(sizes: Mapping[str, Expr]) -> Expr:

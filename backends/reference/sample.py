@@ -45,6 +45,26 @@ def distribution(x: Array, factor: float, top_k: float, top_p: float, min_p: flo
     return np.asarray(p / p.sum())
 
 
+class Listed:
+    """How often the answer of a row holds each token, and biases; see `mlc.runtime.batch.Penalties`."""
+
+    def __init__(self, penalties: Any) -> None:
+        ids, counts, biases = (array.tolist() for array in penalties.listed())
+        self.numbers = [np.float32(number) for number in penalties.numbers]
+        self.counts = dict(zip(ids, counts, strict=True))
+        self.biases = dict(zip(ids, biases, strict=True))
+
+    def adjust(self, x: Array) -> None:
+        """Apply all of it to logits f32[vocab], token by token."""
+        repetition, frequency, presence = self.numbers
+        for token, count in self.counts.items():
+            if count >= 0:
+                x[token] = x[token] / repetition if x[token] > 0 else x[token] * repetition
+            if count > 0:
+                x[token] -= frequency * np.float32(count) + presence
+            x[token] += np.float32(self.biases.get(token, 0.0))
+
+
 class ReferenceSampling(ABC):
     """The sampling half of `mlc.runtime.batch.Model`, for one whose `run` keeps what it returns in `logits`."""
 
@@ -55,15 +75,30 @@ class ReferenceSampling(ABC):
     def run(self, batch: Any) -> Array:
         """Logits of the rows that sample."""
 
-    def sample(self, rules: Array, draws: Array) -> Array:
-        return sample(self.logits, rules, draws)
+    def sample(self, rules: Array, draws: Array, penalties: Sequence[Any]) -> Array:
+        return self._choose(rules, draws, [one and Listed(one) for one in penalties])
 
-    def decode(self, batch: Any, rules: Array, draws: Array, stops: Sequence[Collection[int]]) -> list[list[int]]:
+    def _choose(self, rules: Array, draws: Array, lists: Sequence[Listed | None]) -> Array:
+        """Count the tokens too."""
+        logits = self.logits.copy() if any(lists) else self.logits
+        for x, one in zip(logits, lists, strict=True):
+            if one is not None:
+                one.adjust(x)
+        tokens = sample(logits, rules, draws)
+        for token, one in zip(tokens.tolist(), lists, strict=True):
+            if one is not None:
+                one.counts[token] = max(one.counts.get(token, 0), 0) + 1
+        return tokens
+
+    def decode(
+        self, batch: Any, rules: Array, draws: Array, stops: Sequence[Collection[int]], penalties: Sequence[Any]
+    ) -> list[list[int]]:
         """One step after the other, each with a batch of its own."""
         steps: list[list[int]] = []
+        lists = [one and Listed(one) for one in penalties]
         for row in draws:
             self.run(batch)
-            tokens = self.sample(rules, row)
+            tokens = self._choose(rules, row, lists)
             steps.append(tokens.tolist())
             if any(token < 0 or token in stop for token, stop in zip(steps[-1], stops, strict=True)):
                 break

@@ -53,10 +53,20 @@ def bench(
         typer.Option(
             "--profile",
             help="Time, bytes and operations of one step, by op: of decoding at --depth with --streams, or of reading "
-            "--prompt-len tokens where that is given.",
+            "--prompt-len tokens where that is given. Of decoding also what the engine spends besides.",
             rich_help_panel=_METHOD,
         ),
     ] = False,
+    sampling: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sampling",
+            help="With --profile: how the engine chooses tokens, such as top_p=0.9; may be repeated. Default: greedy.",
+            metavar="NAME=VALUE",
+            show_default=False,
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     limits: Annotated[
         bool,
         typer.Option(
@@ -144,8 +154,18 @@ def bench(
         if prompt_len is not None:
             subject = Subject(0 if depth is None else depths[0], rows=_numbers("--prompt-len", prompt_len)[0])
         folder = artifact(model, Options(quant, target, kv_type, embedding_quant=embedding_quant))
-        show_profile(folder, subject, threads=threads, max_context=max_context, limits=limits, json=json)
+        show_profile(
+            folder,
+            subject,
+            threads=threads,
+            max_context=max_context,
+            limits=limits,
+            sampling=sampling or [],
+            json=json,
+        )
         return
+    if sampling:
+        raise BadConfig("--sampling belongs to --profile; all other measurements are greedy")
     from mlc.tools.plot import svg
 
     from .bench_output import show

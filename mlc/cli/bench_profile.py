@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from mlc.backends.artifact import read_manifest
 from mlc.backends.load import usable_cores
-from mlc.backends.module import LanguageModel, open_module
+from mlc.backends.module import Artifact, LanguageModel
 from mlc.errors import BadConfig
 from mlc.options import Options
 from mlc.runtime.batch import Batch
+from mlc.runtime.sampling import SamplingParams
+from mlc.runtime.tokenizer import Tokenizer
 from mlc.tools.bench import FOREIGN_LIMIT
 from mlc.tools.limits import Limits
 from mlc.tools.peers.serve import Span
@@ -23,6 +24,7 @@ from mlc.tools.profile import Row, Timed, attribute
 from mlc.tools.stats import Step, decode_step, prefill_step
 
 from . import output
+from .bench_overhead import ANSWER, Overhead, measure_overhead, sampling_params
 from .bench_sides import limits_side
 from .source import Stage, graph
 
@@ -80,22 +82,36 @@ class Times:
 
 
 def profile(
-    folder: Path, subject: Subject, *, threads: int | None, max_context: int | None, limits: bool, json: bool
+    folder: Path,
+    subject: Subject,
+    *,
+    threads: int | None,
+    max_context: int | None,
+    limits: bool,
+    sampling: Sequence[str],
+    json: bool,
 ) -> None:
     """Print the table. Raises BadConfig where the step does not fit the model."""
     if min(subject.rows, subject.streams) < 1:
         raise BadConfig("a step has at least one token: give --prompt-len and --streams above 0 with --profile")
-    model = _open(folder, subject, threads, max_context)
+    if sampling and subject.rows > 1:
+        raise BadConfig("--sampling is of steps that write: give --depth without --prompt-len")
+    params, artifact = sampling_params(sampling), Artifact(folder, threads=threads)
+    model = _open(artifact, subject, max_context)
     with Span() as span:
         times = time_calls(model, subject)
+        overhead = _overhead(artifact, subject, params) if subject.rows == 1 else None
     if span.foreign > FOREIGN_LIMIT:
         output.note(f"warning: other programs took {100 * span.foreign:.0f} % of the machine meanwhile")
     rows = attribute(times.calls, graph(str(folder), Stage.folded, Options())[0], subject.step())
     found = _limits(threads) if limits else None
     if json:
-        output.print_json(_as_dict(model, subject, times, rows, found, span.foreign))
+        engine = overhead and overhead.as_dict() | {"sampling": asdict(params)}
+        output.print_json(_as_dict(model, subject, times, rows, found, span.foreign) | {"engine": engine})
     else:
         _show(model, subject, times, rows, found)
+        if overhead is not None:
+            print(overhead.describe())
 
 
 def time_calls(model: LanguageModel, subject: Subject) -> Times:
@@ -126,13 +142,13 @@ def time_calls(model: LanguageModel, subject: Subject) -> Times:
     return Times(timed, whole, launch)
 
 
-def _open(folder: Path, subject: Subject, threads: int | None, max_context: int | None) -> LanguageModel:
+def _open(artifact: Artifact, subject: Subject, max_context: int | None) -> LanguageModel:
     """The model, with room for the step alone."""
-    limit = max_context or read_manifest(folder).context
+    limit = max_context or artifact.manifest.context
     if subject.context > limit:
         raise BadConfig(f"the step needs {subject.context} tokens of context and the model has {limit}; lower --depth")
     context = max(1, min(limit, subject.context))
-    model = open_module(folder, threads=threads, max_context=context, kv_tokens=subject.streams * (context + 64))
+    model = _with_room(artifact, context, subject.streams)
     for option, wanted, most in (
         ("--streams", subject.streams, model.max_sequences),
         ("--prompt-len", subject.rows * subject.streams, model.max_tokens),
@@ -140,6 +156,19 @@ def _open(folder: Path, subject: Subject, threads: int | None, max_context: int 
         if wanted > most:
             raise BadConfig(f"{option} {wanted} is more than one step of this model takes: {most}")
     return model
+
+
+def _with_room(artifact: Artifact, context: int, streams: int) -> LanguageModel:
+    page = 64  # tokens, at most
+    return LanguageModel(artifact, max_context=context, kv_tokens=streams * (context + page))
+
+
+def _overhead(artifact: Artifact, subject: Subject, params: SamplingParams) -> Overhead:
+    """Of the engine that decodes as `subject` does, or at less depth where its answers would not fit."""
+    context = min(artifact.manifest.context, max(1, subject.depth) + ANSWER + 1)
+    depth = min(subject.depth, context - ANSWER // 2)
+    model = _with_room(artifact, context, subject.streams)
+    return measure_overhead(model, Tokenizer.open(artifact.folder), params, depth=depth, streams=subject.streams)
 
 
 def _limits(threads: int | None) -> Limits:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlc.backends.module import Artifact, LanguageModel
+from mlc.cli import bench_overhead
+from mlc.cli.bench_overhead import measure_overhead, sampling_params
 from mlc.cli.bench_profile import Subject
+from mlc.errors import BadConfig, InvalidRequest
+from mlc.runtime.detokenize import StreamDecoder
+from mlc.runtime.sampling import SamplingParams
+from mlc.runtime.tokenizer import Tokenizer
 
 Mlc = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -70,3 +78,66 @@ def test_each_op_is_held_against_the_limit_it_meets_first(cli: Mlc, tiny: Path) 
     assert all(op["least_seconds"] > 0 for op in profile["ops"] if op["op"] != "sample")
     shown = cli("bench", "-m", tiny, "--profile", "--prompt-len", "64").stdout
     assert "reading 64 tokens after 0" in shown and "at the limits of this machine:" in shown and "of it" in shown
+
+
+PAUSE = 0.02  # seconds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", [1, 3])
+def test_what_is_slow_is_charged_to_where_it_is(tiny: Path, streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause in the text of each token, in the graph's calls, and in those that choose tokens."""
+    monkeypatch.setattr(bench_overhead, "ANSWER", 12)
+    monkeypatch.setattr(bench_overhead, "_SECONDS", 0.0)
+    artifact, tokenizer = Artifact(tiny, threads=1), Tokenizer.open(tiny)
+
+    def measured(graph: float = 0.0, sampling: float = 0.0, text: float = 0.0) -> tuple[float, float, float]:
+        model = LanguageModel(artifact, max_context=200, kv_tokens=1024)
+        native, push = model.executor.native, StreamDecoder.push
+
+        def slow(*arguments: Any) -> None:
+            first, last = arguments[:2]
+            time.sleep((graph if first == 0 else 0.0) + (sampling if last > model.program.forward else 0.0))
+            native(*arguments)
+
+        def slow_push(decoder: StreamDecoder, id: int) -> str:
+            time.sleep(text)
+            return push(decoder, id)
+
+        model.executor.native = slow
+        with monkeypatch.context() as patch:
+            patch.setattr(StreamDecoder, "push", slow_push)
+            found = measure_overhead(model, tokenizer, SamplingParams(temperature=0.0), depth=20, streams=streams)
+        assert found.share == pytest.approx((found.sampling + found.rest) / found.step)
+        return found.step, found.sampling, found.rest
+
+    step, sampling, rest = measured(text=PAUSE)
+    assert rest >= streams * PAUSE > sampling and step >= rest
+    # one step a call, because a step takes longer than a call may
+    step, sampling, rest = measured(graph=PAUSE)
+    assert step >= PAUSE > sampling + rest
+    step, sampling, rest = measured(sampling=PAUSE)
+    assert step >= sampling >= PAUSE > rest
+
+
+@pytest.mark.slow
+def test_the_share_of_sampling_and_python_is_told(cli: Mlc, tiny: Path) -> None:
+    options = ("--profile", "--depth", "30", "--no-limits", "--streams", "2")
+    engine = told(cli("bench", "-m", tiny, *options, "--json", "--sampling", "top_p=0.9"))["engine"]
+    assert engine["sampling"]["top_p"] == 0.9 and engine["sampling"]["temperature"] == 1.0
+    assert 0 < engine["sampling_seconds"] < engine["step_seconds"] and 0 < engine["share"] < 1
+    assert "of which choosing tokens takes" in cli("bench", "-m", tiny, *options).stdout
+    reading = cli("bench", "-m", tiny, "--profile", "--prompt-len", "32", "--sampling", "top_p=0.9")
+    assert "give --depth without --prompt-len" in reading.stderr
+    assert "--sampling belongs to --profile" in cli("bench", "-m", tiny, "--sampling", "top_p=0.9").stderr
+
+
+def test_sampling_options_are_checked() -> None:
+    assert sampling_params([]).greedy
+    found = sampling_params(["temperature=0.5", "top_k=3", "stop=END"])
+    assert (found.temperature, found.top_k, found.stop) == (0.5, 3, ("END",))
+    for wrong in ("top_q=3", "top_p", "max_tokens=3"):
+        with pytest.raises(BadConfig, match=f"'{wrong}' is not NAME=VALUE"):
+            sampling_params([wrong])
+    with pytest.raises(InvalidRequest, match="top_p is 2"):
+        sampling_params(["top_p=2"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mlc.backends.cpu.sync import MADE
 from mlc.backends.reference.sample import distribution
 from mlc.runtime.engine import Engine
 from mlc.runtime.request import Request
@@ -18,6 +19,8 @@ PARAMS = [
     SamplingParams(temperature=2.0, top_p=0.9, max_tokens=100, seed=2),
     SamplingParams(temperature=3.0, top_k=20, min_p=0.1, max_tokens=70, seed=3),
     SamplingParams(temperature=0.8, top_p=0.95, repetition_penalty=1.2, max_tokens=50, seed=4),
+    SamplingParams(temperature=0.0, frequency_penalty=0.3, presence_penalty=0.1, logit_bias={7: 2.0}, max_tokens=80),
+    SamplingParams(temperature=1.0, repetition_penalty=1.1, min_tokens=5, logprobs=2, max_tokens=40, seed=5),
 ]
 REQUESTS = [Request(PROMPT[i : 20 + 5 * i], params, id=str(i)) for i, params in enumerate(PARAMS)]
 
@@ -50,10 +53,27 @@ def test_several_steps_in_one_call_give_the_tokens_of_single_steps(artifact, run
     for steps in (1, 7, 32):
         for i, request in enumerate(REQUESTS):
             assert answers(model, no_text, [request], max_steps=steps) == {str(i): alone[str(i)]}
-        assert answers(model, no_text, REQUESTS[:4], max_steps=steps) == {str(i): alone[str(i)] for i in range(4)}
+        assert answers(model, no_text, REQUESTS[:6], max_steps=steps) == {str(i): alone[str(i)] for i in range(6)}
         assert answers(model, no_text, REQUESTS, max_steps=steps) == alone
     small = runner(artifact, threads=threads, max_context=160, kv_tokens=256).model
     assert answers(small, no_text, REQUESTS, max_steps=32) == alone, "preempted"
+
+
+def test_several_steps_are_one_native_call(artifact, runner, no_text, monkeypatch):
+    monkeypatch.setattr("mlc.runtime.engine.CALL_SECONDS", 1e9)
+    model = runner(artifact).model
+    native, steps = model.executor.native, []
+
+    def watched(*arguments):
+        native(*arguments)
+        steps.append(int(model.executor._progress[MADE]))
+
+    model.executor.native = watched
+    requests = [
+        Request(PROMPT[:20], SamplingParams(temperature=0.0, max_tokens=41, ignore_eos=True), id=str(i)) for i in (0, 1)
+    ]
+    answers(model, no_text, requests, max_steps=16)
+    assert steps[-3:] == [16, 16, 8] and sum(steps) in (41, 42), "the two prompts may take a step each"
 
 
 def test_a_compiled_model_draws_by_the_definition(artifact, runner):
@@ -64,6 +84,6 @@ def test_a_compiled_model_draws_by_the_definition(artifact, runner):
     one.model.symbols["r"] = 8
     rules = np.tile(np.array([1 / 2.0, 50, 0.9, 0.01], np.float32), (8, 1))
     for u in np.random.default_rng(0).random((50, 8)):
-        for x, token, share in zip(logits, one.model.sample(rules, u).tolist(), u.tolist(), strict=True):
+        for x, token, share in zip(logits, one.model.sample(rules, u, [None] * 8).tolist(), u.tolist(), strict=True):
             p = distribution(x, *rules[0].tolist())
             assert p[token] > 0 and abs(p.cumsum()[token] - p[token] / 2 - share) <= p[token] / 2 + 1e-5

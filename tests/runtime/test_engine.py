@@ -186,8 +186,10 @@ def test_steps_share_a_call_while_nobody_waits_and_none_needs_us_between_them() 
 
     assert calls(Request(prompt(9), GREEDY)) == [[1], [4], [4], [3]]
     assert calls(Request(prompt(9), SEEDED)) == [[1], [4], [4], [3]]
-    for needy in ({"repetition_penalty": 1.1}, {"logprobs": 0}, {"logit_bias": {1: 1.0}}):
-        assert calls(Request(prompt(9), replace(GREEDY, **needy))) == [[1]] * 12
+    for native in (replace(GREEDY, repetition_penalty=1.1), replace(GREEDY, logit_bias={1: 1.0})):
+        assert calls(Request(prompt(9), native)) == [[1], [4], [4], [3]]
+    for needy in (replace(GREEDY, logprobs=0), replace(GREEDY, min_tokens=12)):
+        assert calls(Request(prompt(9), needy)) == [[1]] * 12
     early = replace(GREEDY, min_tokens=6, max_tokens=12)
     assert calls(Request(prompt(9), early)) == [[1]] * 6 + [[4], [2]]
     assert calls(*(Request(prompt(9, i), GREEDY) for i in range(3)))[1] == [1, 1]  # the third one waits

@@ -19,7 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from mlc.backends.reference.sample import ReferenceSampling
+from mlc.backends.reference.sample import Listed, ReferenceSampling
 from mlc.errors import GenerationFailed, InvalidRequest
 from mlc.runtime.batch import Batch
 from mlc.runtime.sampler import Draws, Sampled, Sampler, SamplerState
@@ -64,7 +64,8 @@ def sample(x: NDArray[np.float32], *states: SamplerState) -> list[Sampled]:
 def drawn(x: NDArray[np.float32], params: SamplingParams, draws: Sequence[float]) -> list[int]:
     """The token at each of `draws` in the distribution that `params` make of `x`."""
     rules = np.tile(np.array(state(params).rule, np.float32), (len(draws), 1))
-    tokens: list[int] = Given(np.broadcast_to(x, (len(draws), len(x)))).sample(rules, np.array(draws)).tolist()
+    rows = np.broadcast_to(x, (len(draws), len(x)))
+    tokens: list[int] = Given(rows).sample(rules, np.array(draws), [None] * len(draws)).tolist()
     return tokens
 
 
@@ -211,7 +212,7 @@ def test_penalties_follow_their_definition_as_the_answer_grows(params: SamplingP
     for step in range(60):
         x = logits(40, seed=step)
         expected = penalized(params, answer, x)
-        one.adjust(x)
+        Listed(one).adjust(x)
         np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-5)
         answer.append(int(rng.integers(40)))
         one.record(answer[-1])
@@ -222,7 +223,7 @@ def test_the_repetition_penalty_is_that_of_transformers() -> None:
     one.record(9)
     ids = torch.tensor([[*PROMPT.tolist(), 9]])
     expected = RepetitionPenaltyLogitsProcessor(1.7)(ids, torch.from_numpy(x.copy())[None])[0].numpy()
-    one.adjust(x)
+    Listed(one).adjust(x)
     np.testing.assert_allclose(x, expected, rtol=1e-6)
 
 

@@ -140,11 +140,33 @@ def keeps_both_copies_of_a_page(world: Any) -> None:
 def writes_the_wrong_slot(world: Any) -> None:
     place = world.builder._place
 
-    def faulty(n: int, s: int) -> None:
-        place(n, s)
+    def faulty(step: Any) -> tuple[int, int]:
+        n, rows = place(step)
         world.builder._slots[n - 1] ^= 1
+        return n, rows
 
     world.builder._place = faulty
+
+
+def writes_the_wrong_slot_of_a_last_token(world: Any) -> None:
+    place = world.builder._place_last
+
+    def faulty(step: Any) -> None:
+        place(step)
+        world.builder._slots[0] ^= 1
+
+    world.builder._place_last = faulty
+
+
+def overlooks_that_pages_changed(world: Any) -> None:
+    build = world.builder.build
+
+    def faulty(step: Any) -> Any:
+        for work in step:
+            work.sequence.layout = 0
+        return build(step)
+
+    world.builder.build = faulty
 
 
 def leaves_old_pages_in_the_table(world: Any) -> None:
@@ -181,6 +203,8 @@ FAULTS = [
     queues_at_the_front,
     keeps_both_copies_of_a_page,
     writes_the_wrong_slot,
+    writes_the_wrong_slot_of_a_last_token,
+    overlooks_that_pages_changed,
     leaves_old_pages_in_the_table,
     reads_a_stale_table,
 ]

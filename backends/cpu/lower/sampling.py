@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ...lowering import size_of
-from ...program import Guard, Ref
-from ..sample import advance, draw, kept_masses, most_probable, row_peaks
+from ...program import ADVANCE, Guard, Ref
+from ..penalties import penalize, remember
+from ..sample import advance, draw, kept_masses, most_probable, row_peaks, tally
 from ..threshold import histogram, threshold
 from ..vocabulary import BINS, blocks, parts
 from .context import MANY, PAGE, CpuLowering, width
@@ -14,7 +15,8 @@ def lower_sampling(x: CpuLowering) -> None:
     """Emit the calls that choose a token for each row of the logits, then one that makes these the next step.
 
     The step's memory has `rules` and `draws` (see `cpu.sample`) and receives `chosen`. The size `draws` is 0 where all
-    rows take the most probable token, `again` is 1 where another step follows.
+    rows take the most probable token, `again` is 1 where several steps may be made, `penalized` where
+    rows have `penalties` (see `cpu.penalties`).
     """
     vocab, rows = width(x.graph.outputs[0]), ("r",)
     of_blocks = size_of("r", blocks(vocab))
@@ -22,14 +24,18 @@ def lower_sampling(x: CpuLowering) -> None:
         "logits": Ref("output", "0"),
         "rules": Ref("step", "rules"),
         "draws": Ref("step", "draws"),
+        "progress": Ref("step", "progress"),
         "tokens": Ref("step", "chosen"),
         "peaks": x.temporary(of_blocks, 4),
         "peak": x.temporary(rows, 4),
-        "bins": x.temporary(size_of("r", parts(vocab), BINS, 2), 8),
+        "bins": x.temporary(size_of("r", parts(vocab), BINS), 8),
         "least": x.temporary(rows, 4),
         "last": x.temporary(rows, 4),
         "masses": x.temporary(of_blocks, 4),
     }
+    lists = {name: Ref("step", name) for name in ("penalties", "listed", "ids", "counts", "biases")}
+    penalized, of_lists = Guard(("penalized",), 1, 1), {"rows": rows, "room": ("room",)}
+    x.call("sample", penalize(vocab), {"logits": memory["logits"], **lists}, of_lists, penalized)
     any_draws = Guard(("draws",), 1, MANY)
     for kernel, guard in (
         (row_peaks(vocab, x.isa), None),
@@ -41,8 +47,13 @@ def lower_sampling(x: CpuLowering) -> None:
     ):
         names = [pointer.name for pointer in kernel.pointers if pointer.name != "scratch"]
         x.call("sample", kernel, {name: memory[name] for name in names}, {"rows": rows}, guard)
-    step = {name: Ref("step", name) for name in ("chosen", "slots", "tables", "members")}
+    x.call(ADVANCE, remember(x.isa), {"chosen": memory["tokens"], **lists}, of_lists, penalized)
+    step = {
+        name: Ref("step", name) for name in ("chosen", "slots", "tables", "members", "stops", "history", "progress")
+    }
     step["tiles"] = Ref("step", "single_tiles")
     step |= {name: Ref("input", name) for name in ("tokens", "positions")}
     sizes = {"rows": rows, "stride": ("table_stride",), "plain": ("plain",)}
-    x.call("advance", advance(PAGE), step, sizes, Guard(("again",), 1, 1))
+    for kernel in (tally(x.isa), advance(PAGE)):
+        pointers = {pointer.name: step[pointer.name] for pointer in kernel.pointers}
+        x.call(ADVANCE, kernel, pointers, {name: sizes[name] for name in kernel.sizes}, Guard(("again",), 1, 1))

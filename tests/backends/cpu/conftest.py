@@ -12,7 +12,7 @@ os.environ.setdefault("TVM_BIND_THREADS", "0")
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -84,8 +84,8 @@ class Here:
 
     threads = int(os.environ["TVM_NUM_THREADS"])
 
-    def compile(self, kernel: Kernel, isa: Isa) -> Callable[..., Any]:
-        return compile_program([kernel], isa)
+    def compile(self, kernels: Sequence[Kernel], isa: Isa) -> Callable[..., Any]:
+        return compile_program(kernels, isa)
 
     def memory(self, size: int) -> Memory:
         raw = np.empty(size + ALIGNMENT, np.uint8)
@@ -101,11 +101,11 @@ class Here:
 class Modelled(Here):
     """This process, byte products being done by arithmetic that every machine has, in the same vectors."""
 
-    def compile(self, kernel: Kernel, isa: Isa) -> Callable[..., Any]:
+    def compile(self, kernels: Sequence[Kernel], isa: Isa) -> Callable[..., Any]:
         host = host_isa()
         # this machine has no registers to pin that are so wide
         with patch.object(isa_module, "intrinsic", modelled), patch.object(isa_module, "pin", lambda value: value):
-            return compile_program([kernel], replace(isa, mcpu=host.mcpu, features=host.features))
+            return compile_program(kernels, replace(isa, mcpu=host.mcpu, features=host.features))
 
 
 def modelled(dtype: str, name: str, *args: Expr) -> Expr:
@@ -160,11 +160,11 @@ class Qemu:
         """The tools that are not installed."""
         return " and ".join(tool for tool in (cls.COMPILER, cls.EMULATOR) if not shutil.which(tool))
 
-    def compile(self, kernel: Kernel, isa: Isa) -> list[str]:
-        """The command that runs the kernel."""
+    def compile(self, kernels: Sequence[Kernel], isa: Isa) -> list[str]:
+        """The command that runs the kernels."""
         self._programs += 1
         program = self._folder / f"{self._programs}-{isa.name}"
-        build([kernel], isa).mod.write_to_file(f"{program}.o", "o")
+        build(kernels, isa).mod.write_to_file(f"{program}.o", "o")
         subprocess.run([self.COMPILER, "-static", str(self._driver), f"{program}.o", "-o", str(program)], check=True)
         return [self.EMULATOR, "-cpu", self.CPUS[isa.name], str(program)]
 
@@ -256,7 +256,7 @@ def run_kernel(machines: dict[Isa, Here | Qemu]) -> RunKernel:
     ) -> dict[str, Array]:
         machine = machines[isa]
         if (kernel, isa) not in compiled:
-            compiled[kernel, isa] = machine.compile(kernel, isa)
+            compiled[kernel, isa] = machine.compile([kernel], isa)
         results = [
             _call(machine, compiled[kernel, isa], kernel, buffers, sizes, outputs, threads) for threads in (1, 2)
         ]
