@@ -33,7 +33,7 @@ def show(
         str | None,
         typer.Argument(
             metavar="MODEL|ARTIFACT|FILE.ir",
-            help="A hub id, a checkpoint's folder, a .gguf file, a compiled model, or a graph's text. "
+            help="A hub id, a checkpoint's folder or file, a compiled model, or a graph's text. "
             "Default: the bundled tiny model.",
             show_default=False,
         ),
