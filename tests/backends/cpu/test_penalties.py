@@ -57,7 +57,7 @@ def test_a_chosen_token_is_counted_once(run_kernel: RunKernel, isa: Isa, place: 
     given = lists(2)
     rows = range(len(LISTED))
     unlisted = [next(t for t in range(VOCAB) if t not in given["ids"][row]) for row in rows]
-    at = {"first": [0] * 5, "last": LISTED - 1, "behind": LISTED}.get(place)
+    at: Any = {"first": [0] * 5, "last": LISTED - 1, "behind": LISTED}.get(place)
     chosen = [-1] * 5 if place == "none" else unlisted if at is None else [given["ids"][row, at[row]] for row in rows]
     outputs = {name: (given[name].shape, given[name].dtype) for name in ("listed", "ids", "counts", "biases")}
     sizes = {"rows": len(LISTED), "room": ROOM}
