@@ -176,9 +176,8 @@ class LanguageModel:
         memory |= self._sampling.memory
         memory |= self._kv_memory() | self._rotations(artifact)
         self.executor = artifact.executor(p, memory)
-        self.choosing = next(
-            i for i, call in enumerate(p.calls) if call.op == ADVANCE
-        )  # calls up to a chosen token; the next counts it
+        # The call that takes a chosen token for the next step; those from `program.forward` up to it choose.
+        self.choosing = next(i for i, call in enumerate(p.calls) if call.op == ADVANCE)
         self.symbols: dict[str, int] = {
             "table_stride": per_sequence,
             "room": self._sampling.room,

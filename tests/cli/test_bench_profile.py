@@ -91,7 +91,9 @@ def test_what_is_slow_is_charged_to_where_it_is(tiny: Path, streams: int, monkey
     monkeypatch.setattr(bench_overhead, "_SECONDS", 0.0)
     artifact, tokenizer = Artifact(tiny, threads=1), Tokenizer.open(tiny)
 
-    def measured(graph: float = 0.0, sampling: float = 0.0, text: float = 0.0) -> tuple[float, float, float]:
+    def measured(
+        graph: float = 0.0, sampling: float = 0.0, text: float = 0.0, logprobs: int | None = None
+    ) -> tuple[float, float, float]:
         model = LanguageModel(artifact, max_context=200, kv_tokens=1024)
         native, push = model.executor.native, StreamDecoder.push
 
@@ -107,7 +109,8 @@ def test_what_is_slow_is_charged_to_where_it_is(tiny: Path, streams: int, monkey
         model.executor.native = slow
         with monkeypatch.context() as patch:
             patch.setattr(StreamDecoder, "push", slow_push)
-            found = measure_overhead(model, tokenizer, SamplingParams(temperature=0.0), depth=20, streams=streams)
+            params = SamplingParams(temperature=0.0, logprobs=logprobs)
+            found = measure_overhead(model, tokenizer, params, depth=20, streams=streams)
         assert found.share == pytest.approx((found.sampling + found.rest) / found.step)
         return found.step, found.sampling, found.rest
 
@@ -116,8 +119,9 @@ def test_what_is_slow_is_charged_to_where_it_is(tiny: Path, streams: int, monkey
     # one step a call, because a step takes longer than a call may
     step, sampling, rest = measured(graph=PAUSE)
     assert step >= PAUSE > sampling + rest
-    step, sampling, rest = measured(sampling=PAUSE)
-    assert step >= sampling >= PAUSE > rest
+    for logprobs in (None, 0):  # in one native call with the graph, and in one of its own
+        step, sampling, rest = measured(sampling=PAUSE, logprobs=logprobs)
+        assert step >= sampling >= PAUSE > rest
 
 
 @pytest.mark.slow

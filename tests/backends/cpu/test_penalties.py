@@ -57,8 +57,9 @@ def test_a_chosen_token_is_counted_once(run_kernel: RunKernel, isa: Isa, place: 
     given = lists(2)
     rows = range(len(LISTED))
     unlisted = [next(t for t in range(VOCAB) if t not in given["ids"][row]) for row in rows]
-    at: Any = {"first": [0] * 5, "last": LISTED - 1, "behind": LISTED}.get(place)
-    chosen = [-1] * 5 if place == "none" else unlisted if at is None else [given["ids"][row, at[row]] for row in rows]
+    at: dict[str, Array] = {"first": 0 * LISTED, "last": LISTED - 1, "behind": LISTED}
+    listed = [int(given["ids"][row, at.get(place, LISTED)[row]]) for row in rows]
+    chosen = {"none": [-1] * 5, "elsewhere": unlisted}.get(place, listed)
     outputs = {name: (given[name].shape, given[name].dtype) for name in ("listed", "ids", "counts", "biases")}
     sizes = {"rows": len(LISTED), "room": ROOM}
     read = {"chosen": np.array(chosen, np.int32)}
