@@ -29,7 +29,7 @@ BOUNDS = {
     "q8": 0.01,
     "q6": 0.02,
     "q4": 0.2,
-}  # relative; 4e-5, 0.003, TODO and 0.12 were measured
+}  # relative; 4e-5, 0.004, 0.008 and 0.12 were measured
 
 
 @pytest.fixture(scope="module")
