@@ -28,6 +28,9 @@ LOWEST = -1e30  # below every score
 HEAD = 16  # elements of a `Partial` before its sums
 Ahead = Callable[[Expr, int], None]
 Visible = Callable[[Expr, Expr, int], Expr]  # (vector m, first position, lanes) -> mask
+Piece = Callable[[Expr, Expr, int], Expr]  # a vector of keys or values; see `BoundTile.score` and `add`
+Scales = Callable[[Expr, int], Expr]  # (first token, lanes) -> scales of keys in bytes
+PanelScales = Callable[[Expr, int, int], Expr]  # (column of a panel, token of it, lanes) -> scales of values in bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,7 @@ class BoundTile:
         for i, lanes in spans(t.d, t.isa.lanes):
             store(self.memory, row + i, query(i, lanes) * splat(f32(t.scale), lanes), lanes)
 
-    def score(self, column: Expr, key: Callable[[Expr, Expr, int], Expr], ahead: Ahead) -> None:
+    def score(self, column: Expr, key: Piece, ahead: Ahead, scales: Scales | None = None) -> None:
         """Scores of `panel` tokens from `column` of the span; key(i, token, lanes) gives element i of many keys.
 
         ahead(i * panel + token, offset) is called for each key vector of the first rows, to fetch what is read later.
@@ -221,12 +224,7 @@ class BoundTile:
                 block(number, row, rows, first, vectors)
 
     def soften(
-        self,
-        start: Expr,
-        count: Expr,
-        position: Expr,
-        visible: Visible,
-        scales: Callable[[Expr, int, int], Expr] | None = None,
+        self, start: Expr, count: Expr, position: Expr, visible: Visible, scales: PanelScales | None = None
     ) -> None:
         """Turn the scores of `count` panels from panel `start` of the span at `position` into weights.
 
@@ -269,14 +267,7 @@ class BoundTile:
             self.here(m).forget_sums()
             self.here(m).note(highest, fold_add(total[0], lanes))
 
-    def add(
-        self,
-        column: Expr,
-        tokens: Expr,
-        start: Expr,
-        value: Callable[[Expr, Expr, int], Expr],
-        ahead: Ahead,
-    ) -> None:
+    def add(self, column: Expr, tokens: Expr, start: Expr, value: Piece, ahead: Ahead) -> None:
         """Add the weighted values of `tokens` tokens from `column` of the span, in the block of columns from `start`.
 
         value(token, i, lanes) gives elements from i of the block; ahead(token * columns + i, offset) is called for each

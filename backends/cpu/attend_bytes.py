@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
-from .attend import Ahead, BoundTile, Tile
+from .attend import Ahead, BoundTile, PanelScales, Piece, Scales, Tile, Visible
 from .emit import Registers, bits, f32, fma, let, load, splat, store, vector
 from .isa import Dot
 from .kernel import Expr
@@ -59,16 +59,11 @@ class BoundByteTile(BoundTile):
         lanes = self.tile.isa.lanes // 4
         return lambda i, q: store(self.memory, row + i // 4, bits(vector("float32", lanes), q), lanes)
 
-    def score_bytes(
-        self,
-        column: Expr,
-        key: Callable[[Expr, Expr, int], Expr],
-        scales: Callable[[Expr, int], Expr],
-        ahead: Ahead,
-    ) -> None:
-        """As `score`; key(i, token, lanes) gives elements 4 i .. 4 i + 3 of many keys as bytes, scales(token, lanes)
-        their scales; ahead(i * 4 * panel + 4 * token, offset).
+    def score(self, column: Expr, key: Piece, ahead: Ahead, scales: Scales | None = None) -> None:
+        """key(i, token, lanes) gives elements 4 i .. 4 i + 3 of many keys as bytes, scales(token, lanes) their scales;
+        ahead(i * 4 * panel + 4 * token, offset).
         """
+        assert scales is not None, "bytes have scales"
         t, memory = self.tile, self.memory
         lanes = divisor_lanes(t.panel, t.isa)
         assert lanes == t.isa.lanes, f"keys in bytes come by the {t.isa.lanes}, {t.panel} of them do not"
@@ -85,7 +80,7 @@ class BoundByteTile(BoundTile):
                 if number == 0:
                     for v in range(vectors):
                         ahead((i * t.panel + first * lanes) * 4, v * lanes * 4)
-                keys = [let(key(i, (first + v) * lanes, lanes)) for v in range(vectors)]
+                keys = [let(bits(f"uint8x{lanes * 4}", key(i, (first + v) * lanes, lanes))) for v in range(vectors)]
                 for m in range(rows):
                     four = let(bits(f"int8x{lanes * 4}", splat(bits("int32", memory[places[m] + i]), lanes)))
                     for v in range(vectors):
@@ -103,8 +98,11 @@ class BoundByteTile(BoundTile):
             for first, vectors in parts(t.panel // lanes, width):
                 block(number, row, rows, first, vectors)
 
-    def round_weights(self, start: Expr, count: Expr) -> None:
-        """Turn the weights of `count` panels from panel `start` of the span into bytes 0 .. 127."""
+    def soften(
+        self, start: Expr, count: Expr, position: Expr, visible: Visible, scales: PanelScales | None = None
+    ) -> None:
+        """Then the weights of these panels become bytes 0 .. 127."""
+        BoundTile.soften(self, start, count, position, visible, scales)
         t, memory = self.tile, self.memory
         begin = let(start * t.panel)
         with T.serial(0, self.used) as m:
@@ -118,16 +116,9 @@ class BoundByteTile(BoundTile):
             )
             store(memory, self._place(m, 2), scale, 1)
 
-    def add_bytes(
-        self,
-        column: Expr,
-        tokens: Expr,
-        start: Expr,
-        value: Callable[[Expr, Expr, int], Expr],
-        ahead: Ahead,
-    ) -> None:
-        """As `add`; value(i, column, lanes) gives many columns of tokens 4 i .. 4 i + 3 as bytes; ahead((i * columns +
-        column) * 4, offset).
+    def add(self, column: Expr, tokens: Expr, start: Expr, value: Piece, ahead: Ahead) -> None:
+        """value(i, column, lanes) gives many columns of tokens 4 i .. 4 i + 3 as bytes; the place that `ahead` gets is that of
+        bytes, 4 * (i * columns + column).
         """
         t, memory, lanes = self.tile, self.memory, self.tile.isa.lanes
         height, width = t.sum_shape()

@@ -13,8 +13,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from .attend import Ahead, Partial, Tile, no_fetch, up_to
-from .attend_bytes import BoundByteTile, ByteTile
-from .emit import bits, const, let, load, prefetch, stack, store, when, widen
+from .attend_bytes import ByteTile
+from .emit import const, let, load, prefetch, stack, store, when
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .kv import Pages
@@ -135,32 +135,19 @@ def paged_attention(
                     column = let((index - c * span_pages) * page + block * pages.key_block)
 
                     def key(i: Expr, token: Expr, lanes: int) -> Expr:
-                        return widen(load(k_pages, at + i * pages.key_block + token, lanes), kv_dtype, lanes)
+                        return pages.piece(k_pages, at + (i * pages.key_block + token) * pages.fours, lanes)
 
-                    def key_bytes(i: Expr, token: Expr, lanes: int) -> Expr:
-                        place = at + (i * pages.key_block + token) * 4
-                        return bits(f"uint8x{lanes * 4}", load(k_pages, place, lanes * 4))
+                    def key_scales(token: Expr, lanes: int) -> Expr:
+                        return pages.scales(k_pages, page_base(index), block * pages.key_block + token, lanes)
 
-                    if isinstance(bound, BoundByteTile):
-                        base, first = page_base(index), let(block * pages.key_block)
-                        scales = lambda token, lanes: pages.scales(k_pages, base, first + token, lanes)  # noqa: E731
-                        bound.score_bytes(column, key_bytes, scales, ahead)
-                    else:
-                        bound.score(column, key, ahead)
+                    bound.score(column, key, ahead, key_scales if pages.in_bytes else None)
 
                 def add(index: Expr, block: Expr, at: Expr, ahead: Ahead) -> None:
-                    def value(token: Expr, i: Expr, lanes: int) -> Expr:
-                        return widen(load(v_pages, at + token * pages.value_block + i, lanes), kv_dtype, lanes)
-
-                    def value_bytes(i: Expr, column: Expr, lanes: int) -> Expr:
-                        return load(v_pages, at + (i * pages.value_block + column) * 4, lanes * 4)
+                    def value(i: Expr, column: Expr, lanes: int) -> Expr:
+                        return pages.piece(v_pages, at + (i * pages.value_block + column) * pages.fours, lanes)
 
                     column, tokens = let((index - c * span_pages) * page), let(tirx.min(end - index * page, page))
-                    start = let(block * pages.value_block)
-                    if isinstance(bound, BoundByteTile):
-                        bound.add_bytes(column, tokens, start, value_bytes, ahead)
-                    else:
-                        bound.add(column, tokens, start, value, ahead)
+                    bound.add(column, tokens, let(block * pages.value_block), value, ahead)
 
                 def visible(m: Expr, position: Expr, lanes: int) -> Expr:
                     return up_to(member(m, 1), position, lanes, window)
@@ -172,8 +159,6 @@ def paged_attention(
                 walk(low, high, key_blocks, k_pages, fetch_from(v_pages, c), score)
                 panels = let((low - c * span_pages) * key_blocks), let((high - low) * key_blocks)
                 bound.soften(*panels, let(c * span), visible, value_scales if pages.in_bytes else None)
-                if isinstance(bound, BoundByteTile):
-                    bound.round_weights(*panels)
                 walk(low, high, value_blocks, v_pages, fetch_from(k_pages, c + 1), add)
                 when(split > 0, lambda: keep(c), bound.merge)
 

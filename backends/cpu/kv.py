@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .emit import Registers, bits, const, f32, let, load, reduce_add_int, rint, splat, stack, store, vector
+from .emit import Registers, bits, const, f32, let, load, reduce_add_int, rint, splat, stack, store, vector, widen
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .rows import Rows, each_item
@@ -52,6 +52,11 @@ class Pages:
         return self.dtype == "int8"
 
     @property
+    def fours(self) -> int:
+        """Numbers that stand together; see above."""
+        return 4 if self.in_bytes else 1
+
+    @property
     def depth(self) -> int:
         """Numbers of a key or value in memory."""
         return padded(self.d) if self.in_bytes else self.d
@@ -75,6 +80,10 @@ class Pages:
         """The element index where `head` begins in `page`: the same for keys and for values."""
         return let((page.astype("int64") * self.kv_heads + head) * self.stride)
 
+    def piece(self, buffer: Expr, at: Expr, lanes: int) -> Expr:
+        """`lanes` neighbours from element `at` on, as float32; fours of bytes as they are."""
+        return load(buffer, at, lanes * 4) if self.in_bytes else widen(load(buffer, at, lanes), self.dtype, lanes)
+
     def key(self, slot: Expr, head: Expr) -> Expr:
         """The element index of the first column of a key; the next ones are each `key_block` further, fours of them
         `4 * key_block` where they are bytes.
@@ -82,7 +91,7 @@ class Pages:
         token = slot % self.tokens
         block, offset = token // self.key_block, token % self.key_block
         base = self.base(slot // self.tokens, head)
-        return let(base + block * (self.depth * self.key_block) + offset * (4 if self.in_bytes else 1))
+        return let(base + block * (self.depth * self.key_block) + offset * self.fours)
 
     def value(self, slot: Expr, head: Expr) -> Expr:
         """The element index of the first column of a value; block i begins `i * value_block * tokens` further. The next
