@@ -117,8 +117,8 @@ class BoundByteTile(BoundTile):
             store(memory, self._place(m, 2), scale, 1)
 
     def add(self, column: Expr, tokens: Expr, start: Expr, value: Piece, ahead: Ahead) -> None:
-        """value(i, column, lanes) gives many columns of tokens 4 i .. 4 i + 3 as bytes; the place that `ahead` gets is that of
-        bytes, 4 * (i * columns + column).
+        """value(i, column, lanes) gives many columns of tokens 4 i .. 4 i + 3 as bytes; `ahead` gets the place of a
+        byte, 4 * (i * columns + column).
         """
         t, memory, lanes = self.tile, self.memory, self.tile.isa.lanes
         height, width = t.sum_shape()
