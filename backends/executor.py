@@ -16,7 +16,7 @@ import numpy as np
 
 from mlc.errors import ArtifactError, Corrupt
 
-from .cpu.sync import LEFT, MADE, MAX_THREADS, PROGRESS, REPEATS, SPINS, SYNC_WORDS
+from .cpu.sync import LEFT, MADE, MAX_CALLS, MAX_THREADS, PROGRESS, REPEATS, SPINS, SYNC_WORDS
 from .cpu.table import ENTRY, HEAD, row
 from .load import LoadPolicy, usable_cores
 from .memory import ALIGNMENT, allocate
@@ -84,6 +84,8 @@ class Executor:
         """
         if not 1 <= threads <= MAX_THREADS:
             raise ArtifactError(f"threads must be 1 to {MAX_THREADS}, got {threads}")
+        if len(program.calls) > MAX_CALLS:
+            raise Corrupt(f"program {program.name} makes {len(program.calls)} calls; at most {MAX_CALLS} are possible")
         self.program = program
         self.threads = threads
         self._load = load

@@ -51,7 +51,7 @@ class Kernel:
 
     `sizes` are int32 scalars known only at run time (tokens in the step, and the like).
     `items(sizes)` gives the number of items as a TIR expression of them.
-    `grain` is how many items a thread takes at a time; 0 means about an eighth of its fair share.
+    `grain` is how many items a thread takes at a time; 0 means half of its fair share of what is left.
     `scratch` is bytes of private memory per thread, reached as the uint8-aligned pointer parameter `scratch`
     (declare it last in `pointers`; the body adds `thread * scratch` itself through `emit.scratch`).
     """

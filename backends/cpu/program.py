@@ -5,7 +5,7 @@ distinct kernels, not its layers, and the same table run one row at a time is th
 use.
 
 Threads claim items of the current call from a ticket; whoever ends its last item publishes the next call (see `sync`).
-A thread that lost its core delays the others by at most the grain it holds. Behind the last call the walker begins anew
+A thread that lost its core delays the others by at most the claim it holds. Behind the last call the walker begins anew
 as long as a kernel has left repeats in `sync`: several steps in one native call.
 """
 
@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from .emit import PINS
+from .emit import PINS, const
 from .kernel import EXTENT, Expr, Kernel, import_llvm
 from .sync import CURSORS, LINE, SYNC_WORDS, llvm_ir
 from .table import ENTRY, HEAD
@@ -111,7 +111,9 @@ def _walk(kernels: Sequence[Kernel], names: Sequence[tvm.ir.GlobalVar]) -> tvm.t
                                 cursor + 1,
                                 call,
                                 items,
-                                _grain(table[base + 1], items, threads),
+                                table[base + 1],
+                                thread,
+                                threads,
                                 handle,
                                 following,
                             )
@@ -142,10 +144,6 @@ def _bind(
     return T.Bind(k.items(values)), handle
 
 
-def _grain(asked: Expr, items: Expr, threads: Expr) -> Expr:
-    return T.Bind(tirx.Select(asked > 0, asked.astype("int32"), tirx.max(items // (threads * 8), 1)))
-
-
 def _share(
     shared: Expr,
     sync: Expr,
@@ -153,20 +151,28 @@ def _share(
     call: Expr,
     items: Expr,
     grain: Expr,
+    thread: Expr,
+    threads: Expr,
     handle: Callable[[Expr, Expr], None],
     following: Callable[[], Expr],
 ) -> None:
-    """One thread's part of a call: claim a grain of items, handle it, until the call is over."""
+    """One thread's part of a call: claim some items, handle them, until the call is over.
+
+    With a `grain` a claim has so many items, otherwise half of a fair share of what is left.
+    """
     claims = T.Bind(tirx.max(items, 1))  # a call without items must end too
+    least = T.Bind(tirx.max(grain.astype("int32"), 1))
+    shares = T.Bind(tirx.Select(grain > 0, const(1 << 30), threads * 2))
 
     def claim() -> None:
-        T.buffer_store(sync, tirx.call_extern("int32", "mlc_claim", shared, call, claims, grain), [cursor])
+        found = T.Bind(tirx.call_extern("int64", "mlc_claim", shared, call, claims, least, shares, thread))
+        T.buffer_store(sync, (found >> const(32, "int64")).astype("int32"), [cursor])
+        T.buffer_store(sync, found.astype("int32"), [cursor + 1])
 
     claim()
     with T.While(sync[cursor] >= 0):
-        lo = T.Bind(sync[cursor])
-        handle(lo, tirx.min(lo + grain, items))
-        count = tirx.min(lo + grain, claims) - lo
+        lo, count = T.Bind(sync[cursor]), T.Bind(sync[cursor + 1])
+        handle(lo, tirx.min(lo + count, items))
         with T.If(tirx.call_extern("int32", "mlc_done", shared, count, claims) == 1), T.Then():
             _extern("mlc_publish", shared, following())
         claim()

@@ -3,10 +3,12 @@
 TVM gives every function of an imported module the linkage `available_externally`, declarations too, so the text must
 declare nothing: the pause hint and the system calls are inline assembly, chosen by architecture.
 
-Threads share one 64-bit *ticket*: the number of the call that runs, and the first of its items that nobody has claimed.
-A call is over when its items are done, not when every thread has arrived, so a thread that has no core, or has not
-started yet, delays nobody unless it holds a claim. Who finds nothing left to claim waits for the next ticket: it spins,
-and then sleeps in the kernel, which frees its core for the thread it waits for.
+Threads share one 64-bit *ticket*: the number of the call that runs, and how many of its items have been claimed from
+either end. Half of the threads claim from each end, so that two of them read one stretch of memory each: what a core's
+prefetchers ask for beyond a claim is then not what the other core reads. A claim is a share of what is left, the first
+are large and the last small. A call is over when its items are done, not when every thread has arrived, so a thread
+that has no core, or has not started yet, delays nobody unless it holds a claim. Who finds nothing left to claim waits
+for the next ticket: it spins, and then sleeps in the kernel, which frees its core for the thread it waits for.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ REPEATS, LEFT, MADE = 0, 1, 2
 REPETITION, FREQUENCY, PRESENCE, COUNTS, PENALTIES = 0, 1, 2, 3, 4
 STOPS = 64  # tokens after which no step follows, for each row; -1 where there are fewer
 MAX_THREADS = 64
+CALL, END = 48, 24  # bits of the ticket below the call, and of a count of items that were claimed from one end
+MAX_CALLS = (1 << 64 - CALL) - 1
 SYNC_WORDS = CURSORS + LINE * MAX_THREADS  # int32 words of the `sync` buffer; all zero before the first step
 
 _PAUSE = {"x86_64": "pause", "aarch64": "isb"}
@@ -39,7 +43,9 @@ def llvm_ir(architecture: str) -> str:
     mlc_following(table, sizes, sync, call, last, stride): the same, but the first call of all in place of `last` while
         there are repeats.
     mlc_call(sync): the call that runs now.
-    mlc_claim(sync, call, items, grain): claims items of `call`; returns the first of them, or -1 when the call is over.
+    mlc_claim(sync, call, items, grain, shares, thread): claims items of `call`, a part in `shares` of what is left and
+        at least `grain`; returns the first of them in the upper half and their count in the lower, or -1 when the call
+        is over.
     mlc_done(sync, count, items): marks claimed items as done; returns 1 if these were the last.
     mlc_publish(sync, call): makes `call` the one that runs; for the thread that ended the one before.
     """
@@ -102,42 +108,58 @@ out:
 
 define i32 @mlc_call(ptr %sync) alwaysinline nounwind {{
   %ticket = load atomic i64, ptr %sync acquire, align 8
-  %high = lshr i64 %ticket, 32
+  %high = lshr i64 %ticket, {CALL}
   %call = trunc i64 %high to i32
   ret i32 %call
 }}
 
-define i32 @mlc_claim(ptr %sync, i32 %call, i32 %items, i32 %grain) alwaysinline nounwind {{
+define i64 @mlc_claim(ptr %sync, i32 %call, i32 %items, i32 %grain, i32 %shares, i32 %thread) alwaysinline nounwind {{
 entry:
   %sleepers.p = getelementptr i32, ptr %sync, i64 {SLEEPERS}
   %spins.p = getelementptr i32, ptr %sync, i64 {SPINS}
   %call.p = getelementptr i32, ptr %sync, i64 {TICKET + 1}
   %spins = load i32, ptr %spins.p
-  %call.wide = zext i32 %call to i64
-  %call.high = shl i64 %call.wide, 32
+  %odd = and i32 %thread, 1
+  %from.end = icmp eq i32 %odd, 1
   br label %look
 look:
   %spun = phi i32 [0, %entry], [%spun, %claim], [%spun.next, %wait], [%spins, %sleep]
   %ticket = load atomic i64, ptr %sync acquire, align 8
-  %now.high = lshr i64 %ticket, 32
-  %now = trunc i64 %now.high to i32
+  %now.wide = lshr i64 %ticket, {CALL}
+  %now = trunc i64 %now.wide to i32
   %current = icmp eq i32 %now, %call
   br i1 %current, label %left, label %over
 left:
-  %lo = trunc i64 %ticket to i32
-  %some = icmp slt i32 %lo, %items
+  %front.wide = and i64 %ticket, {(1 << END) - 1}
+  %front = trunc i64 %front.wide to i32
+  %back.high = lshr i64 %ticket, {END}
+  %back.wide = and i64 %back.high, {(1 << END) - 1}
+  %back = trunc i64 %back.wide to i32
+  %taken = add i32 %front, %back
+  %rest = sub i32 %items, %taken
+  %some = icmp sgt i32 %rest, 0
   br i1 %some, label %claim, label %wait
 claim:
-  %beyond = add i32 %lo, %grain
-  %inside = icmp slt i32 %beyond, %items
-  %hi = select i1 %inside, i32 %beyond, i32 %items
-  %hi.wide = zext i32 %hi to i64
-  %new = or i64 %call.high, %hi.wide
+  %share = sdiv i32 %rest, %shares
+  %enough = icmp sgt i32 %share, %grain
+  %wanted = select i1 %enough, i32 %share, i32 %grain
+  %inside = icmp slt i32 %wanted, %rest
+  %count = select i1 %inside, i32 %wanted, i32 %rest
+  %count.wide = zext i32 %count to i64
+  %count.back = shl i64 %count.wide, {END}
+  %more = select i1 %from.end, i64 %count.back, i64 %count.wide
+  %new = add i64 %ticket, %more
   %result = cmpxchg ptr %sync, i64 %ticket, i64 %new acq_rel acquire
   %mine = extractvalue {{i64, i1}} %result, 1
   br i1 %mine, label %claimed, label %look
 claimed:
-  ret i32 %lo
+  %end = sub i32 %items, %back
+  %last = sub i32 %end, %count
+  %lo = select i1 %from.end, i32 %last, i32 %front
+  %lo.wide = zext i32 %lo to i64
+  %lo.high = shl i64 %lo.wide, 32
+  %claimed.both = or i64 %lo.high, %count.wide
+  ret i64 %claimed.both
 wait:
   %spun.next = add i32 %spun, 1
   call void asm sideeffect "{_PAUSE[architecture]}", "~{{memory}}"()
@@ -145,11 +167,12 @@ wait:
   br i1 %long, label %sleep, label %look
 sleep:
   %before = atomicrmw add ptr %sleepers.p, i32 1 seq_cst
-  %slept = {futex}ptr %call.p, i64 {_WAIT}, i64 %call.wide, i64 0)
+  %seen = lshr i64 %ticket, 32
+  %slept = {futex}ptr %call.p, i64 {_WAIT}, i64 %seen, i64 0)
   %after = atomicrmw sub ptr %sleepers.p, i32 1 seq_cst
   br label %look
 over:
-  ret i32 -1
+  ret i64 -1
 }}
 
 define i32 @mlc_done(ptr %sync, i32 %count, i32 %items) alwaysinline nounwind {{
@@ -168,7 +191,7 @@ entry:
   %call.p = getelementptr i32, ptr %sync, i64 {TICKET + 1}
   store atomic i32 0, ptr %done.p monotonic, align 4
   %wide = zext i32 %call to i64
-  %ticket = shl i64 %wide, 32
+  %ticket = shl i64 %wide, {CALL}
   %old = atomicrmw xchg ptr %sync, i64 %ticket seq_cst
   %sleepers = load atomic i32, ptr %sleepers.p seq_cst, align 4
   %any = icmp sgt i32 %sleepers, 0
