@@ -10,6 +10,7 @@ order, `zero` being what the stored integers exceed the meant ones by:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,9 +19,10 @@ from tvm.tirx.script.builder import ir as T
 from mlc.ir.types import Format
 
 from ..layouts import layout_for
+from . import amx
 from .dots import dots
 from .emit import Registers, const, fma, let, splat
-from .group_weights import GroupWeights, PackedWeights, UnpackedWeights, scale_pointers
+from .group_weights import BoundUnpacked, GroupWeights, PackedWeights, UnpackedWeights, scale_pointers
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .linear import AHEAD, STREAMS, Family, Output, Tiling, each_tile
@@ -57,7 +59,8 @@ def linear_quantized(
             for b, block in enumerate(blocks):
                 output.write(f, row, let(block), height, partial(_column, sums, len(blocks), b))
 
-        each_tile(f, tiling, output.blocks, tile, prepare)
+        with amx.tile_registers(format.group) if amx.ROWS in tiling.heights else nullcontext():
+            each_tile(f, tiling, output.blocks, tile, prepare)
 
     pointers = [Pointer("x", "int8"), Pointer("x_scale", "float32"), Pointer("x_sum", "float32")]
     pointers += [Pointer("w", "uint8"), *scale_pointers(format), *output.pointers()]
@@ -80,6 +83,8 @@ def _tiling(isa: Isa, format: Format, family: Family) -> Tiling:
         return Tiling((1,) if family == "vector" else (2, 1), (1,))
     if family == "vector":
         return Tiling((1,), (STREAMS, 1), streams=True)
+    if isa.tiles and family == "matrix":
+        return Tiling((amx.ROWS, 8, 4, 2, 1), (1,), prepared=True)  # what is left of the rows takes vpdpbusd
     if isa.registers == 32:
         # A vpdpbusd reads its activations from memory; elsewhere they take registers as well.
         heights = (12, 8, 4, 2, 1) if isa.dot == "vnni" else (8, 4, 2, 1)
@@ -119,6 +124,9 @@ class _Product:
         """The int32 vectors of a group's integer products, row t and block b at t * width + b."""
         isa, group = self.isa, self.format.group
         count = len(x_at) * width
+        if len(x_at) == amx.ROWS:
+            assert isinstance(weights, BoundUnpacked)
+            return amx.group_products(f, x_at[0], self.groups * group, weights, number, group)
 
         def add(step: Expr, starts: Sequence[Expr | None]) -> list[Expr]:
             sums = dots(isa, starts, width, weight_bits=self.format.bits)
