@@ -27,9 +27,9 @@ def tile_registers(group: int) -> Iterator[None]:
     """The code emitted inside may call `group_products` for groups of `group` numbers."""
     depth = _depth(group)
     rows, widths = (ROWS, ROWS, depth // 4), (_BYTES, depth, _BYTES)
-    palette = struct.pack("<2B14x16H16B", 1, 0, *widths, *[0] * 13, *rows, *[0] * 13)
-    memory = stack(len(palette) // 4, "int32")
-    for i, word in enumerate(np.frombuffer(palette, np.int32)):
+    shapes = struct.pack("<2B14x16H16B", 1, 0, *widths, *[0] * 13, *rows, *[0] * 13)
+    memory = stack(len(shapes) // 4, "int32")
+    for i, word in enumerate(np.frombuffer(shapes, np.int32)):
         T.buffer_store(memory, const(int(word)), [i])
     _amx("ldtilecfg", _address(memory, 0))
     yield

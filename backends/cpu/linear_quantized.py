@@ -59,7 +59,7 @@ def linear_quantized(
             for b, block in enumerate(blocks):
                 output.write(f, row, let(block), height, partial(_column, sums, len(blocks), b))
 
-        with amx.tile_registers(format.group) if amx.ROWS in tiling.heights else nullcontext():
+        with amx.tile_registers(format.group) if isa.tiles and family == "matrix" else nullcontext():
             each_tile(f, tiling, output.blocks, tile, prepare)
 
     pointers = [Pointer("x", "int8"), Pointer("x_scale", "float32"), Pointer("x_sum", "float32")]
@@ -124,8 +124,7 @@ class _Product:
         """The int32 vectors of a group's integer products, row t and block b at t * width + b."""
         isa, group = self.isa, self.format.group
         count = len(x_at) * width
-        if len(x_at) == amx.ROWS:
-            assert isinstance(weights, BoundUnpacked)
+        if isa.tiles and len(x_at) == amx.ROWS and isinstance(weights, BoundUnpacked):
             return amx.group_products(f, x_at[0], self.groups * group, weights, number, group)
 
         def add(step: Expr, starts: Sequence[Expr | None]) -> list[Expr]:
