@@ -129,7 +129,7 @@ def _compile(sender: Connection, path: Path, name: str, out: Path, options: Opti
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a half-written folder is removed
     last: tuple[object, ...] = ("done",)
     try:
-        compile_model(path, name, out, options, lambda phase, share: sender.send(("progress", phase, share)))
+        compile_model(path, name, out, options, lambda *done: sender.send(("progress", *done)), cache_folder())
     except MlcError as error:
         last = ("error", error)
     except (OSError, MemoryError) as error:

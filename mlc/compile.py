@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlc import __version__
 from mlc.backends.convert import Data, convert
@@ -37,9 +37,12 @@ from mlc.passes import (
     quantize_activations,
 )
 
+if TYPE_CHECKING:
+    from mlc.backends.cpu.choice import Choose
+
 Progress = Callable[[str, float], None]  # (phase, share of it that is done)
 
-PHASES = ("read checkpoint", "build graph", "compile kernels", "convert weights", "write artifact")
+PHASES = ("read checkpoint", "build graph", "choose kernels", "compile kernels", "convert weights", "write artifact")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +96,19 @@ def stages(model: Model, options: Options, layout: Callable[[Tensor], str]) -> d
     return result
 
 
-def compile_model(path: Path, name: str, out: Path, options: Options, progress: Progress) -> None:
+def compile_model(
+    path: Path, name: str, out: Path, options: Options, progress: Progress, choices: Path | None = None
+) -> None:
     """Compile the checkpoint at `path` into the folder `out`, which appears only when it is complete.
 
+    What this machine's fastest kernels are is looked up in the folder `choices`, and kept there when it was found out.
     Needs TVM's compiler, so call it in a process of its own (`cache.compile_to`). Raises MlcError and its kinds.
     """
     from mlc.backends.artifact import FORMAT, WEIGHTS, Manifest, digest, write_manifest
+    from mlc.backends.cpu.choice import usual
     from mlc.backends.cpu.lower import layout_of
     from mlc.backends.cpu.target import describe, find_isa
+    from mlc.backends.tvm.autotune import Autotuner
     from mlc.backends.tvm.export import build_library, versions
 
     options.check()
@@ -109,20 +117,22 @@ def compile_model(path: Path, name: str, out: Path, options: Options, progress: 
     model = read_model(path, name, options.kv_type)
     progress(PHASES[1], 0)
     folded = fold(stages(model, options, lambda t: layout_of(t, isa))["packed"])
-    program, kernels = lower(folded.forward, isa, limits(model, options))
+    progress(PHASES[2], 0)
+    choose = Autotuner(isa, options.tune, choices) if options.target == "host" else usual
+    program, kernels = lower(folded.forward, isa, limits(model, options), choose)
 
     work = out.with_name(f"{out.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        progress(PHASES[2], 0)
-        library = build_library(kernels, isa, work / "module")
         progress(PHASES[3], 0)
+        library = build_library(kernels, isa, work / "module")
+        progress(PHASES[4], 0)
         source = CheckpointSource(model.checkpoint, model.dtypes)
         convert(
-            folded.conversion, folded.names, source, work / WEIGHTS, lambda a, b: progress(PHASES[3], a / max(b, 1))
+            folded.conversion, folded.names, source, work / WEIGHTS, lambda a, b: progress(PHASES[4], a / max(b, 1))
         )
-        progress(PHASES[4], 0)
+        progress(PHASES[5], 0)
         _write_texts(work, model, program, folded)
         files = sorted(p.name for p in work.iterdir())
         write_manifest(
@@ -145,7 +155,7 @@ def compile_model(path: Path, name: str, out: Path, options: Options, progress: 
         )
         shutil.rmtree(out, ignore_errors=True)
         work.rename(out)
-        progress(PHASES[4], 1)
+        progress(PHASES[5], 1)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -169,11 +179,15 @@ def limits(model: Model, options: Options) -> dict[str, int]:
     return {symbol: most for symbol, most in known.items() if symbol in dims}
 
 
-def lower(graph: Graph, isa: Any, limits: dict[str, int]) -> tuple[Program, list[Any]]:
-    """The program of a folded graph and its kernels, arena planned for `limits`. Raises NoLowering."""
+def lower(graph: Graph, isa: Any, limits: dict[str, int], choose: Choose | None = None) -> tuple[Program, list[Any]]:
+    """The program of a folded graph and its kernels, arena planned for `limits`. Raises NoLowering.
+
+    `choose` picks among kernels of the same result; by default, what is usually fastest.
+    """
+    from mlc.backends.cpu.choice import usual
     from mlc.backends.cpu.lower import PAGE, SPAN, CpuLowering, lower_sampling
 
-    lowering = CpuLowering(graph, isa)
+    lowering = CpuLowering(graph, isa, choose or usual)
     lowering.run()
     forward = len(lowering.calls)
     if lowering.kv_layers:

@@ -23,6 +23,7 @@ class Options:
     max_tokens: int = 512  # in one step
     max_sequences: int = 64  # in one step
     embedding_quant: str = "auto"  # of the embedding table and the output head; auto is q8 where `quant` is not none
+    tune: float = 10.0  # seconds after which no more kernels are tried out for this machine; 0: none are
 
     @property
     def edge_quant(self) -> str:
@@ -41,5 +42,7 @@ class Options:
             )
         if self.kv_type not in KV_TYPES:
             raise BadConfig(f"--kv-type {self.kv_type!r} is unknown; mlc has {', '.join(KV_TYPES)}")
+        if not 0 <= self.tune <= 3600:
+            raise BadConfig(f"--tune {self.tune:g} is no time; expected 0 to 3600 seconds")
         if not 1 <= self.max_sequences <= self.max_tokens <= 1 << 16:
             raise BadConfig("--max-sequences must be at least 1 and at most --max-tokens, which is at most 65536")

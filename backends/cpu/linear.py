@@ -1,7 +1,7 @@
 """What float and quantized products share: families, row blocks, and how a result leaves the registers.
 
-y = x w^T is computed in tiles: some rows of x times one row block of w, whose rows are lanes of vectors. One item of
-work is a row block. The families are tiles of different shapes:
+y = x w^T is computed in tiles: some rows of x times some row blocks of w, whose rows are lanes of vectors. One item of
+work is the row blocks of a tile. The families are tiles of different shapes:
 
     vector   one row of x at a time: for a step with one row, which waits for memory; w is read in several streams
     small    for up to 16 rows: each row block is needed once, so the next ones are fetched ahead
@@ -95,9 +95,9 @@ STREAMS = 4  # far apart, in which memory is read faster than in one: 15 % on tw
 class Tiling:
     """The tiles of a kernel: rows of x (`heights`) and row blocks (`widths`), each list falling to 1.
 
-    `streams`: the blocks of a tile lie far apart, each in a stream of its own, and an item is one tile; otherwise they
-    are neighbours, and an item is one block. `prepared`: something is made of the blocks before their tiles, to be used
-    by all of them. `cached` times the width blocks share a pass over x.
+    `streams`: the blocks of a tile lie far apart, each in a stream of its own; otherwise they are neighbours.
+    `prepared`: something is made of the blocks before their tiles, to be used by all of them. `cached` times the width
+    blocks share a pass over x.
     """
 
     heights: tuple[int, ...]
@@ -108,7 +108,12 @@ class Tiling:
 
     def items(self, blocks: int) -> int:
         """Independent pieces of the work on `blocks` row blocks."""
-        return -(-blocks // self.widths[0]) if self.streams else blocks
+        return -(-blocks // self.widths[0])
+
+    def __str__(self) -> str:
+        """The largest tile and its marks: `3x3p`."""
+        marks = f"{'s' if self.streams else ''}{'p' if self.prepared else ''}"
+        return f"{self.heights[0]}x{self.widths[0]}{marks}{f'c{self.cached}' if self.cached > 1 else ''}"
 
 
 Tile = Callable[[Expr, list[Expr], int], None]
@@ -122,10 +127,11 @@ def each_tile(f: Frame, tiling: Tiling, blocks: int, tile: Tile, prepare: Callab
     if tiling.streams:
         _each_stream(f, tiling, blocks, tile)
         return
-    begin: Expr = f.lo
+    begin = let(f.lo * tiling.widths[0])
+    last = let(tirx.min(f.hi * tiling.widths[0], blocks))
     for width in tiling.widths:
         together = width * tiling.cached
-        end = let(begin + (f.hi - begin) // width * width)
+        end = let(begin + (last - begin) // width * width)
         with T.serial(0, (end - begin + (together - 1)) // together) as number:
             lo = let(begin + number * together)
             hi = let(tirx.min(lo + together, end))

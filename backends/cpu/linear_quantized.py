@@ -20,6 +20,7 @@ from mlc.ir.types import Format
 
 from ..layouts import layout_for
 from . import amx
+from .choice import Trial
 from .dots import dots
 from .emit import Registers, const, fma, let, splat
 from .group_weights import BoundUnpacked, GroupWeights, PackedWeights, UnpackedWeights, scale_pointers
@@ -29,16 +30,25 @@ from .linear import AHEAD, STREAMS, Family, Output, Tiling, each_tile
 
 
 def linear_quantized(
-    n: int, k: int, format: Format, isa: Isa, family: Family, *, bias: bool = False, accumulate: bool = False
+    n: int,
+    k: int,
+    format: Format,
+    isa: Isa,
+    family: Family,
+    *,
+    tiling: Tiling | None = None,
+    bias: bool = False,
+    accumulate: bool = False,
 ) -> Kernel:
     """y f32[rows, n] = dequantize(x) dequantize(w)^T (+ bias) (+ residual), w being `format`[n, k].
 
+    `tiling` is one of `tilings`, by default the first; it makes no difference to the result.
     Pointers: x int8[rows, k], x_scale f32[rows, k / group], x_sum f32[rows, k / group]; w, w_scale and
     perhaps w_bias as packed; bias f32[n] where asked for; residual f32[rows, n] with `accumulate` (y itself may be
     given); y; scratch where the kernel needs it.
     """
     output = Output(n, isa.lanes, 1, bias, accumulate)
-    tiling = _tiling(isa, format, family)
+    tiling = tiling or tilings(isa, format, family)[0]
     items = tiling.items(output.blocks)
     packed = PackedWeights(k, format, isa, layout_for(isa, format).bytes)
     unpacked = UnpackedWeights(packed, tiling.widths[0]) if tiling.prepared else None
@@ -66,7 +76,7 @@ def linear_quantized(
     pointers += [Pointer("w", "uint8"), *scale_pointers(format), *output.pointers()]
     if unpacked is not None:
         pointers.append(Pointer("scratch", "uint8"))
-    name = f"linear_{format}_n{n}_k{k}_{family}{output}"
+    name = f"linear_{format}_n{n}_k{k}_{family}_{tiling}{output}"
     scratch = unpacked.bytes if unpacked is not None else 0
     return Kernel(name, tuple(pointers), ("rows",), lambda sizes: const(items), body, scratch=scratch)
 
@@ -77,19 +87,57 @@ def _column(sums: Registers, width: int, block: int, t: int, vector: int) -> Exp
     return sums[t * width + block]
 
 
-def _tiling(isa: Isa, format: Format, family: Family) -> Tiling:
-    """Tiles whose accumulators stay in registers beside the weights being used."""
+def tilings(isa: Isa, format: Format, family: Family) -> tuple[Tiling, ...]:
+    """Tiles whose accumulators stay in registers beside the weights being used; first what is fastest in most cases."""
     if isa.dot == "portable":
-        return Tiling((1,) if family == "vector" else (2, 1), (1,))
+        return (Tiling((1,) if family == "vector" else (2, 1), (1,)),)
     if family == "vector":
-        return Tiling((1,), (STREAMS, 1), streams=True)
-    if isa.tiles and family == "matrix":
-        return Tiling((amx.ROWS, 8, 4, 2, 1), (1,), prepared=True)  # what is left of the rows takes vpdpbusd
+        return (Tiling((1,), (STREAMS, 1), streams=True),)
+    many = family == "matrix"
+    if isa.tiles and many:
+        return (Tiling(_falling(amx.ROWS), (1,), prepared=True),)  # what is left of the rows takes vpdpbusd
     if isa.registers == 32:
         # A vpdpbusd reads its activations from memory; elsewhere they take registers as well.
-        heights = (12, 8, 4, 2, 1) if isa.dot == "vnni" else (8, 4, 2, 1)
-        return Tiling(heights, (1,), cached=4 if family == "matrix" else 1)
-    return Tiling((4, 2, 1), (2, 1), prepared=family == "matrix")
+        sides = _SIDES_VNNI if isa.dot == "vnni" else _SIDES_32
+        return tuple(Tiling(_falling(high), _falling(wide), cached=4 if many else 1) for high, wide in sides)
+    sides = _SIDES_MANY[format.bits] if many else _SIDES_FEW
+    return tuple(Tiling(_falling(high), _falling(wide), prepared=many) for high, wide in sides)
+
+
+_Sides = tuple[tuple[int, int], ...]  # rows of x and row blocks of tiles
+_SIDES_VNNI: _Sides = ((12, 1), (6, 2))
+_SIDES_32: _Sides = ((8, 1), (4, 2))
+_SIDES_FEW: _Sides = ((8, 1), (4, 2))
+_SIDES_MANY: dict[int, _Sides] = {  # by the bits of a weight
+    4: ((3, 3), (3, 2), (4, 2)),
+    6: ((4, 2), (5, 2)),
+    8: ((4, 2), (5, 2), (6, 1)),
+}
+
+
+def _falling(side: int) -> tuple[int, ...]:
+    """What a side of a tile falls to where rows or blocks are fewer."""
+    lower = {12: 8, 6: 4}.get(side, side // 2)
+    return (side, *_falling(lower)) if lower else (side,)
+
+
+def trial(k: int, format: Format, isa: Isa, family: Family, found: Sequence[Tiling]) -> Trial:
+    """What tells which of the tilings `found` is the fastest for products over k.
+
+    Few rows of x wait for memory too: their weights are more than a core's own caches hold. For many rows, some blocks
+    will do.
+    """
+    rows = 8 if family == "small" else 240
+    count = _COLD // (k * format.bits // 8) if family == "small" else 24 * isa.lanes
+    n = -(-count // (24 * isa.lanes)) * (24 * isa.lanes)  # whole tiles, whatever their width
+    kernels = [linear_quantized(n, k, format, isa, family, tiling=t) for t in found]
+    groups = k // format.group
+    size = {"x": rows * k, "x_scale": 4 * rows * groups, "x_sum": 4 * rows * groups, "y": 4 * rows * n}
+    size |= {"w": n * k * format.bits // 8, "w_scale": 8 * n * groups, "w_bias": 8 * n * groups}  # at most
+    return Trial(kernels, size, {"rows": rows})
+
+
+_COLD = 16 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)

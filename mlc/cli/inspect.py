@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,8 @@ from .source import Stage
 
 if TYPE_CHECKING:
     from mlc.backends.artifact import Manifest
+    from mlc.backends.cpu.choice import Trial
+    from mlc.backends.cpu.kernel import Kernel
     from mlc.ir import Graph
     from mlc.tools.doctor import Check
 
@@ -155,7 +157,12 @@ def _show_kernel(folder: Path, name: str) -> None:
 
     manifest, host = read_manifest(folder), find_isa("host")
     isa = host if host.name == manifest.target.name else find_isa(manifest.target.name)
-    _, kernels = lower(graph(str(folder), Stage.folded, Options())[0], isa, read_program(folder, "forward").limits)
+    program = read_program(folder, "forward")
+
+    def as_compiled(kernels: Sequence[Kernel], trial: Trial) -> Kernel:
+        return next((kernel for kernel in kernels if kernel.name in program.kernels), kernels[0])
+
+    _, kernels = lower(graph(str(folder), Stage.folded, Options())[0], isa, program.limits, as_compiled)
     found = {kernel.name: kernel for kernel in kernels}
     if name not in found:
         near = difflib.get_close_matches(name, found, n=1)

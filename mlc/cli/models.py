@@ -14,7 +14,19 @@ from mlc.errors import BadConfig, InputError
 from mlc.options import Options
 
 from . import output
-from .options import EmbeddingQuant, KvType, MaxContext, MaxSequences, MaxTokens, Model, Quant, Source, Target, Threads
+from .options import (
+    EmbeddingQuant,
+    KvType,
+    MaxContext,
+    MaxSequences,
+    MaxTokens,
+    Model,
+    Quant,
+    Source,
+    Target,
+    Threads,
+    Tune,
+)
 
 if TYPE_CHECKING:
     from .chat import Conversation
@@ -41,6 +53,7 @@ def compile_model(
     kv_type: KvType = "auto",
     max_tokens: MaxTokens = 512,
     max_sequences: MaxSequences = 64,
+    tune: Tune = 10.0,
 ) -> None:
     """Compile a model into a folder that runs without its checkpoint.
 
@@ -54,7 +67,7 @@ def compile_model(
 
     from .source import is_artifact
 
-    options = Options(quant, target, kv_type, max_tokens, max_sequences, embedding_quant)
+    options = Options(quant, target, kv_type, max_tokens, max_sequences, embedding_quant, tune)
     options.check()
     path, name = locate(model)
     if is_artifact(path):

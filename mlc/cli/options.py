@@ -65,6 +65,16 @@ Target: TypeAlias = Annotated[
         rich_help_panel=_COMPILE,
     ),
 ]
+Tune: TypeAlias = Annotated[
+    float,
+    typer.Option(
+        "--tune",
+        metavar="SECONDS",
+        help="How long to try out kernels for the shapes of a large model, on this machine; what was found is kept for "
+        "the next. 0: use those that are usually fastest.",
+        rich_help_panel=_COMPILE,
+    ),
+]
 MaxTokens: TypeAlias = Annotated[
     int, typer.Option("--max-tokens", help="Most tokens in one step.", rich_help_panel=_COMPILE)
 ]

@@ -156,7 +156,7 @@ def test_the_embedding_table_has_a_number_format_of_its_own(
 
 def test_a_cached_model_is_one_for_each_choice_of_options() -> None:
     other: dict[str, Any] = {"quant": "q6", "embedding_quant": "q6", "target": "neon", "kv_type": "q8", "max_tokens": 9}
-    other |= {"max_sequences": 9}
+    other |= {"max_sequences": 9, "tune": 0.0}
     assert other.keys() == {f.name for f in fields(Options)}
     keys = {key(BUNDLED, Options()), *(key(BUNDLED, replace(Options(), **{name: v})) for name, v in other.items())}
     assert len(keys) == 1 + len(other)

@@ -7,6 +7,7 @@ from mlc.ir import Graph, Node, Value
 from ...lowering import Lowering, fixed
 from ...program import Ref, Size
 from ..attention import span_tokens
+from ..choice import Choose, usual
 from ..isa import Isa
 from ..kernel import Kernel
 
@@ -20,9 +21,10 @@ TIR = {"f32": "float32", "f16": "float16", "bf16": "uint16", "i32": "int32", "q8
 class CpuLowering(Lowering):
     """A graph being lowered for one instruction set."""
 
-    def __init__(self, graph: Graph, isa: Isa) -> None:
+    def __init__(self, graph: Graph, isa: Isa, choose: Choose = usual) -> None:
         super().__init__(graph, "cpu")
         self.isa = isa
+        self.choose = choose
         self.tile_rows = TILE  # of a sequence, in one tile of attention; less where a kv head has several query heads
         self.partial = 0  # bytes of a partial result of attention, all heads together
 

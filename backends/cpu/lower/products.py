@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from mlc.ir import Node
 from mlc.ir import ops as o
+from mlc.ir.types import Format
 
 from ...layouts import packed_parts, parse_layout
 from ...lowering import Parts, fixed, lowers, rows_of, size_of
@@ -15,12 +16,13 @@ from ..embed import embed
 from ..kernel import Kernel
 from ..linear import Family
 from ..linear_float import linear_float
-from ..linear_quantized import linear_quantized
+from ..linear_quantized import linear_quantized, tilings, trial
 from ..quantize_rows import quantize_rows
 from .context import MANY, CpuLowering, width
 
 FAMILIES: tuple[tuple[Family, int, int], ...] = (("vector", 1, 1), ("small", 2, 16), ("matrix", 17, MANY))
 """Which rows of x each family is for."""
+LARGE = 1 << 21  # weights of a product for which it is worth a second of compiling to find the best tiles
 
 
 def _weight_pointers(parts: Parts) -> dict[str, Ref]:
@@ -74,7 +76,16 @@ def _linear(x: CpuLowering, node: Node) -> None:
     for family, low, high in FAMILIES:
         kernel: Kernel
         if w.tensor.format is not None:
-            kernel = linear_quantized(n, k, w.tensor.format, x.isa, family, bias=biased)
+            kernel = _fastest(x, n, k, w.tensor.format, family, biased)
         else:
             kernel = linear_float(n, k, w.tensor.dtype, x.isa, family, bias=biased)
         x.call("linear", kernel, pointers, {"rows": rows}, Guard(rows, low, high))
+
+
+def _fastest(x: CpuLowering, n: int, k: int, format: Format, family: Family, biased: bool) -> Kernel:
+    """The product in the tiles that suit its shape."""
+    found = tilings(x.isa, format, family)
+    kernels = [linear_quantized(n, k, format, x.isa, family, tiling=t, bias=biased) for t in found]
+    if len(kernels) == 1 or n * k < LARGE:
+        return kernels[0]
+    return x.choose(kernels, trial(k, format, x.isa, family, found))

@@ -12,7 +12,7 @@ from mlc.backends.cpu.embed import embed
 from mlc.backends.cpu.isa import Isa, host_isa
 from mlc.backends.cpu.linear import Family
 from mlc.backends.cpu.linear_float import linear_float
-from mlc.backends.cpu.linear_quantized import linear_quantized
+from mlc.backends.cpu.linear_quantized import linear_quantized, tilings
 from mlc.backends.cpu.quantize_rows import quantize_rows
 from mlc.backends.layouts import layout_for, pack
 from mlc.ir.arrays import QuantizedArray
@@ -106,6 +106,27 @@ def check_quantized(
 @pytest.mark.parametrize(("n", "k"), [(1, 32), (7, 96), (33, 64), (100, 1024)])
 def test_every_family_multiplies_q4_as_float64_does_with_the_same_bits(run_kernel: Run, n: int, k: int) -> None:
     check_quantized(run_kernel, n, k, Format(4), host_isa())
+
+
+@pytest.mark.parametrize("family", FAMILIES[1:])
+@pytest.mark.parametrize("format", ["q4_g32", "q4a_g32_i8", "q6_g32", "q8_g32"])
+def test_every_tiling_gives_the_same_bits(run_kernel: Run, runnable: list[Isa], format: str, family: Family) -> None:
+    parsed, rows = parse_format(format), 23
+    assert parsed
+    k = 2 * parsed.width_unit
+    for isa in runnable:
+        n = 7 * isa.lanes + 3  # no whole number of tiles, in neither direction
+        x = quantized_rows(np.random.default_rng(0).standard_normal((rows, k)), parsed.group)
+        inputs = x | quantized_operands(weights(n, k, parsed), isa)
+        kernels = [linear_quantized(n, k, parsed, isa, "vector")]
+        kernels += [linear_quantized(n, k, parsed, isa, family, tiling=t) for t in tilings(isa, parsed, family)]
+        assert len({kernel.name for kernel in kernels}) == len(kernels)
+        first, *others = (
+            run_kernel(kernel, inputs, {"rows": rows}, outputs={"y": ((rows, n), np.float32)}, isa=isa)["y"].tobytes()
+            for kernel in kernels
+        )
+        for kernel, other in zip(kernels[1:], others, strict=True):
+            assert other == first, (isa.name, kernel.name)
 
 
 @pytest.mark.parametrize("format", FORMATS[1:])
