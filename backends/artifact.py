@@ -127,6 +127,8 @@ _FLAGS = {
     "avx512vl": "avx512vl",
     "avx512cd": "avx512cd",
     "avx512vnni": "avx512_vnni",
+    "amx-tile": "amx_tile",
+    "amx-int8": "amx_int8",
     "avxvnni": "avx_vnni",
     "dotprod": "asimddp",
     "fullfp16": "asimdhp",

@@ -15,6 +15,7 @@ from .attention_plan import AttentionPlan
 from .executor import Executor, load_library, set_threads
 from .load import LoadPolicy, usable_cores
 from .memory import allocate
+from .native import request_tiles
 from .program import ADVANCE, Program, evaluate_dim
 from .sampling_state import STEPS, Penalties, SamplingState
 from .weights_file import load_weights
@@ -57,6 +58,8 @@ class Artifact:
         self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
         check(folder, self.manifest)
+        if "amx-tile" in self.manifest.target.features:
+            request_tiles()
         small = (folder / WEIGHTS).stat().st_size < SMALL
         self.threads = threads or (1 if small else usable_cores())
         self._load = LoadPolicy(self.threads) if threads is None and self.threads > 1 else None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from mlc.errors import ArtifactError
+from mlc.errors import ArtifactError, WrongTarget
 
 Array = np.ndarray[Any, Any]
 
 _NONE, _INT, _TENSOR, _TEXT, _FUNCTION = 0, 1, 7, 8, 68  # TVMFFITypeIndex
 _CPU = 1  # kDLCPU
 _KINDS = {"i": 0, "u": 1, "f": 2}  # DLDataTypeCode, by numpy's kinds
+_ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
 _HEADER = 24  # bytes of TVMFFIObject, which precede what an object holds
 
 
@@ -125,6 +128,19 @@ def load_function(path: Path, name: str) -> Function:
     if found.kind != _FUNCTION:
         raise RuntimeError(f"it has no function {name}")
     return Function(found.bits)
+
+
+def request_tiles() -> None:
+    """Ask Linux for AMX's tile registers, for this process and all its threads. Raises WrongTarget where it refuses."""
+    if sys.platform != "linux":
+        raise WrongTarget("AMX's tile registers are for Linux only; compile the model with --target avx512_vnni")
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA):
+        reason = os.strerror(ctypes.get_errno())
+        raise WrongTarget(
+            f"Linux does not let this process use AMX's tile registers ({reason}); compile the model with "
+            "--target avx512_vnni"
+        )
 
 
 @cache

@@ -204,7 +204,7 @@ def shift_down(v: Expr, count: int, width: int) -> Expr:
 class UnpackedWeights:
     """Scratch that holds `width` row blocks as bytes, with their scales: for tiles that read them many times.
 
-    By group: scales [width][lanes] f32, offsets likewise, then the quads in the order of use, [quad][width][lanes * 4].
+    By group: scales [width][lanes] f32, offsets likewise, then the quads, [group / 4][width][lanes * 4].
     """
 
     packed: PackedWeights
@@ -216,8 +216,12 @@ class UnpackedWeights:
         return self.packed.isa.lanes * 4
 
     @property
+    def quad_bytes(self) -> int:
+        return self.width * self.vector
+
+    @property
     def group_bytes(self) -> int:
-        return self.width * self.vector * (2 + self.packed.format.group // 4)
+        return self.quad_bytes * (2 + self.packed.format.group // 4)
 
     @property
     def bytes(self) -> int:
@@ -230,19 +234,19 @@ class UnpackedWeights:
         source = p.bind(f, [block + b for b in range(width)], 0)
         start = let(f.thread.astype("int64") * self.bytes)
 
-        def put(at: Expr, i: int, vectors: list[Expr]) -> None:
+        def put(at: Expr, vectors: list[Expr]) -> None:
             for b, v in enumerate(vectors):
-                store(out, at + (i * self.width + b) * self.vector, bits(f"uint8x{self.vector}", v), self.vector)
+                store(out, at + b * self.vector, bits(f"uint8x{self.vector}", v), self.vector)
 
         with T.serial(0, p.groups) as number:
             at = let(start + number * self.group_bytes)
             scales, offsets = source.scales(number)
-            put(at, 0, scales)
-            put(at, 1, offsets)
+            put(at, scales)
+            put(at + self.quad_bytes, offsets)
             with T.serial(0, p.steps) as step:
-                first = let(at + step * (self.width * self.vector * p.cells * len(p.quads(0))))
-                for i, (_, vectors) in enumerate(source.quads(number, step)):
-                    put(first, 2 + i, vectors)
+                first = let(at + (step * p.step + 2) * self.quad_bytes)
+                for quad, vectors in source.quads(number, step):
+                    put(first + quad * self.quad_bytes, vectors)
 
     def bind(self, f: Frame, width: int) -> BoundUnpacked:
         return BoundUnpacked(self, f, let(f.thread.astype("int64") * self.bytes), width)
@@ -266,20 +270,26 @@ class BoundUnpacked:
     def fetch(self, number: Expr) -> None:
         """It is in the cache."""
 
-    def _vectors(self, number: Expr, i: Expr) -> list[Expr]:
-        u = self.unpacked
-        at = self.start + number * u.group_bytes + i * (u.width * u.vector)
-        return [load(self.f["scratch"], at + b * u.vector, u.vector) for b in range(self.width)]
+    @property
+    def quad_bytes(self) -> int:
+        return self.unpacked.quad_bytes
+
+    def quad_at(self, number: Expr, quad: Expr) -> Expr:
+        """Where quad `quad` of the group begins in scratch; the scales and offsets are numbers -2 and -1."""
+        return self.start + number * self.unpacked.group_bytes + (quad + 2) * self.quad_bytes
+
+    def _vectors(self, number: Expr, quad: Expr) -> list[Expr]:
+        vector, at = self.unpacked.vector, self.quad_at(number, quad)
+        return [load(self.f["scratch"], at + b * vector, vector) for b in range(self.width)]
 
     def quads(self, number: Expr, step: Expr) -> Iterator[tuple[int, list[Expr]]]:
         p = self.unpacked.packed
-        order = [quad for j in range(p.cells) for quad in p.quads(j)]
-        for i, quad in enumerate(order):
-            yield quad, [let(v) for v in self._vectors(number, step * len(order) + (2 + i))]
+        for quad in sorted(quad for j in range(p.cells) for quad in p.quads(j)):
+            yield quad, [let(v) for v in self._vectors(number, step * p.step + quad)]
 
     def scales(self, number: Expr) -> tuple[list[Expr], list[Expr]]:
         p = self.unpacked.packed
         scales, offsets = (
-            [let(bits(f"float32x{p.isa.lanes}", v)) for v in self._vectors(number, const(i))] for i in (0, 1)
+            [let(bits(f"float32x{p.isa.lanes}", v)) for v in self._vectors(number, const(i))] for i in (-2, -1)
         )
         return scales, [] if p.format.symmetric and not p.zero else offsets

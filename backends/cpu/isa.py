@@ -26,7 +26,8 @@ class Isa:
 
     `lanes` float32 make one vector, and `registers` vectors stay in registers. `features` are LLVM's names of what the
     code needs beyond the architecture's baseline. `dot` names the instruction that multiplies bytes and adds in fours;
-    with `pairs` there is one more, which takes two rows of each operand (`dots.PairedDots`).
+    with `pairs` there is one more, which takes two rows of each operand (`dots.PairedDots`), with `tiles` one for
+    sixteen (`amx`).
     """
 
     name: str
@@ -37,6 +38,7 @@ class Isa:
     registers: int
     dot: Literal["vnni", "avx_vnni", "maddubs", "neon", "portable"]
     pairs: bool = False
+    tiles: bool = False
 
     @property
     def architecture(self) -> str:
@@ -65,6 +67,8 @@ class Isa:
         spec: dict[str, Any] = {"kind": "llvm", "mcpu": self.mcpu, "mtriple": self.triple}
         if self.features:
             spec["mattr"] = [f"+{feature}" for feature in self.features]
+        if self.tiles:  # LLVM's last scheduler puts free registers in place of others: tile registers without a shape
+            spec["cl-opt"] = ["-disable-post-ra:bool=1"]
         return tvm.target.Target(spec)
 
 
@@ -154,12 +158,16 @@ def _signed_byte(words: Expr, i: int, lanes: int) -> Expr:
 _X86, _ARM = "x86_64-linux-gnu", "aarch64-linux-gnu"
 _AVX2 = ("avx2", "fma", "f16c", "bmi", "bmi2", "popcnt")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd")
+_VNNI = (*_AVX512, "avx512vnni")
+_AMX = (*_VNNI, "amx-tile", "amx-int8")
 _NEON = ("dotprod", "fullfp16")
 
 ISAS = {
     isa.name: isa
     for isa in (
-        Isa("avx512_vnni", _X86, "cascadelake", (*_AVX512, "avx512vnni"), lanes=16, registers=32, dot="vnni"),
+        Isa("avx512_vnni", _X86, "cascadelake", _VNNI, lanes=16, registers=32, dot="vnni"),
+        # Behind avx512_vnni: it has run under emulation only, and Linux may refuse a process the tile registers.
+        Isa("avx512_amx", _X86, "cascadelake", _AMX, lanes=16, registers=32, dot="vnni", tiles=True),
         Isa("avx512", _X86, "skylake-avx512", _AVX512, lanes=16, registers=32, dot="maddubs"),
         Isa("avx_vnni", _X86, "alderlake", (*_AVX2, "avxvnni"), lanes=8, registers=16, dot="avx_vnni"),
         Isa("avx2", _X86, "haswell", _AVX2, lanes=8, registers=16, dot="maddubs"),
@@ -194,3 +202,9 @@ def host_isa() -> Isa:
         f"this machine is a {architecture}; mlc has CPU kernels for x86_64 and aarch64. Name a target to compile for: "
         + ", ".join(ISAS)
     )
+
+
+def named_isas() -> list[str]:
+    """What this machine has beyond its best instruction set, and uses when it is named."""
+    host, present = frozenset(host_isa().features), host_features()
+    return [isa.name for isa in ISAS.values() if host < frozenset(isa.features) <= present]

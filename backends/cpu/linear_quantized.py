@@ -10,6 +10,7 @@ order, `zero` being what the stored integers exceed the meant ones by:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,10 +19,11 @@ from tvm.tirx.script.builder import ir as T
 from mlc.ir.types import Format
 
 from ..layouts import layout_for
+from . import amx
 from .choice import Trial
 from .dots import dots
 from .emit import Registers, const, fma, let, splat
-from .group_weights import GroupWeights, PackedWeights, UnpackedWeights, scale_pointers
+from .group_weights import BoundUnpacked, GroupWeights, PackedWeights, UnpackedWeights, scale_pointers
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .linear import AHEAD, STREAMS, Family, Output, Tiling, each_tile
@@ -67,7 +69,8 @@ def linear_quantized(
             for b, block in enumerate(blocks):
                 output.write(f, row, let(block), height, partial(_column, sums, len(blocks), b))
 
-        each_tile(f, tiling, output.blocks, tile, prepare)
+        with amx.tile_registers(format.group) if isa.tiles and family == "matrix" else nullcontext():
+            each_tile(f, tiling, output.blocks, tile, prepare)
 
     pointers = [Pointer("x", "int8"), Pointer("x_scale", "float32"), Pointer("x_sum", "float32")]
     pointers += [Pointer("w", "uint8"), *scale_pointers(format), *output.pointers()]
@@ -91,6 +94,8 @@ def tilings(isa: Isa, format: Format, family: Family) -> tuple[Tiling, ...]:
     if family == "vector":
         return (Tiling((1,), (STREAMS, 1), streams=True),)
     many = family == "matrix"
+    if isa.tiles and many:
+        return (Tiling(_falling(amx.ROWS), (1,), prepared=True),)  # what is left of the rows takes vpdpbusd
     if isa.registers == 32:
         # A vpdpbusd reads its activations from memory; elsewhere they take registers as well.
         sides = _SIDES_VNNI if isa.dot == "vnni" else _SIDES_32
@@ -167,6 +172,8 @@ class _Product:
         """The int32 vectors of a group's integer products, row t and block b at t * width + b."""
         isa, group = self.isa, self.format.group
         count = len(x_at) * width
+        if isa.tiles and len(x_at) == amx.ROWS and isinstance(weights, BoundUnpacked):
+            return amx.group_products(f, x_at[0], self.groups * group, weights, number, group)
 
         def add(step: Expr, starts: Sequence[Expr | None]) -> list[Expr]:
             sums = dots(isa, starts, width, weight_bits=self.format.bits)

@@ -288,10 +288,11 @@ def _target(*, broken: bool) -> Check:
         return Check("target", "unknown: the tvm self-test failed", "fail")
 
     def probe() -> str:
-        from mlc.backends.cpu.isa import host_isa
+        from mlc.backends.cpu.isa import host_isa, named_isas
 
-        isa = host_isa()
-        return f"{isa.name} (tuned for {isa.mcpu}; {', '.join(isa.features) or 'baseline'})"
+        isa, others = host_isa(), named_isas()
+        more = f"; by name also {', '.join(others)}" if others else ""
+        return f"{isa.name} (tuned for {isa.mcpu}; {', '.join(isa.features) or 'baseline'}){more}"
 
     return attempt("target", probe)
 

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from mlc.backends import artifact as artifacts
 from mlc.backends.artifact import read_manifest
 from mlc.backends.cpu.isa import ISAS, host_features
 from mlc.backends.module import open_module
@@ -31,6 +32,16 @@ def test_an_artifact_for_another_machine_is_refused_with_its_name(checkpoint, co
     artifact = compiled(checkpoint("llama").folder, target="neon")
     assert read_manifest(artifact).target.architecture == "aarch64"
     with pytest.raises(WrongTarget, match="compiled for aarch64"):
+        open_module(artifact)
+
+
+@pytest.mark.skipif("amx-tile" in host_features(), reason="this CPU has AMX")
+def test_an_artifact_for_amx_is_refused_where_the_cpu_or_linux_has_none(checkpoint, compiled, monkeypatch):
+    artifact = compiled(checkpoint("llama").folder, quant="q4", target="avx512_amx")
+    with pytest.raises(WrongTarget, match=r"compiled for avx512_amx and needs amx-int8, amx-tile, "):
+        open_module(artifact)
+    monkeypatch.setattr(artifacts, "cpu_features", lambda: frozenset(ISAS["avx512_amx"].features))
+    with pytest.raises(WrongTarget, match="does not let this process use AMX's tile registers"):
         open_module(artifact)
 
 

@@ -9,8 +9,10 @@ import os
 os.environ.setdefault("TVM_NUM_THREADS", "2")  # read when the pool starts; the walker needs as many as it is told
 os.environ.setdefault("TVM_BIND_THREADS", "0")
 
+import ctypes
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +31,7 @@ from mlc.backends.cpu.kernel import Expr, Kernel
 from mlc.backends.cpu.program import stride
 from mlc.backends.cpu.sync import SYNC_WORDS
 from mlc.backends.cpu.table import row
+from mlc.backends.native import request_tiles
 from mlc.backends.tvm.build import build, compile_program
 
 GUARD = 256  # bytes after each buffer; 0xFF is NaN as a float
@@ -101,11 +104,15 @@ class Here:
 class Modelled(Here):
     """This process, byte products being done by arithmetic that every machine has, in the same vectors."""
 
+    def features(self, isa: Isa) -> tuple[str, ...]:
+        """What the compiler may use."""
+        return host_isa().features
+
     def compile(self, kernels: Sequence[Kernel], isa: Isa) -> Callable[..., Any]:
-        host = host_isa()
+        runs = replace(isa, mcpu=host_isa().mcpu, features=self.features(isa))
         # this machine has no registers to pin that are so wide
         with patch.object(isa_module, "intrinsic", modelled), patch.object(isa_module, "pin", lambda value: value):
-            return compile_program(kernels, replace(isa, mcpu=host.mcpu, features=host.features))
+            return compile_program(kernels, runs)
 
 
 def modelled(dtype: str, name: str, *args: Expr) -> Expr:
@@ -138,6 +145,25 @@ def modelled(dtype: str, name: str, *args: Expr) -> Expr:
         return intrinsic(words, "llvm.sadd.sat", low, high)
     assert "x86" not in name, f"no model of {name}"
     return intrinsic(dtype, name, *args)
+
+
+class Emulated(Modelled):
+    """The same, but the compiler makes AMX's instructions: this machine refuses each, and `amx.c` does it."""
+
+    COMPILER = "gcc"
+
+    def __init__(self, folder: Path) -> None:
+        source, path = Path(__file__).with_name("amx.c"), folder / "amx.so"
+        subprocess.run([self.COMPILER, "-O2", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
+        self._library = ctypes.CDLL(str(path))
+        assert not self._library.amx_begin()
+
+    def features(self, isa: Isa) -> tuple[str, ...]:
+        return (*super().features(isa), *(name for name in isa.features if name.startswith("amx-")))
+
+    def products(self) -> int:
+        """Products of tile registers so far."""
+        return int(self._library.amx_products())
 
 
 class Qemu:
@@ -186,7 +212,14 @@ def qemu(tmp_path_factory: pytest.TempPathFactory) -> Qemu | None:
 
 
 @pytest.fixture(scope="session")
-def machines(qemu: Qemu | None) -> dict[Isa, Here | Qemu]:
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated | None:
+    """None where AMX is not emulated: this machine has it, or nothing that compiles `amx.c`."""
+    here = host_isa().architecture == "x86_64" and sys.platform == "linux" and shutil.which(Emulated.COMPILER)
+    return Emulated(tmp_path_factory.mktemp("amx")) if here and "amx-tile" not in host_features() else None
+
+
+@pytest.fixture(scope="session")
+def machines(qemu: Qemu | None, emulated: Emulated | None) -> dict[Isa, Here | Qemu]:
     """What runs each instruction set, the host's own (tuned for the CPU model) first."""
     host, features = host_isa(), host_features()
     found: dict[Isa, Here | Qemu] = {host: Here()}
@@ -197,7 +230,12 @@ def machines(qemu: Qemu | None) -> dict[Isa, Here | Qemu]:
             if qemu is not None and isa.name in qemu.CPUS:
                 found[isa] = qemu
         elif features.issuperset(isa.features):
+            if isa.tiles:
+                request_tiles()
             found[isa] = found[host]
+        elif isa.tiles:
+            if emulated is not None:
+                found[isa] = emulated
         else:
             found[isa] = Modelled()
     return found

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import tvm
 
 from mlc.backends.cpu import isa as isa_module
-from mlc.backends.cpu.isa import ISAS, host_isa
+from mlc.backends.cpu.isa import ISAS, host_isa, named_isas
 from mlc.backends.cpu.linear import Family
 from mlc.backends.cpu.linear_quantized import linear_quantized
 from mlc.backends.tvm.listing import listing
@@ -18,6 +19,7 @@ from mlc.ir.types import parse_format
 # The byte product, and how many stack accesses to one of them an inner loop with many may have.
 PRODUCTS = {
     "avx512_vnni": (r"vpdpbusd\s.*%zmm", 0.0),
+    "avx512_amx": (r"vpdpbusd\s.*%zmm", 0.0),  # of the rows that fill no tile
     "avx512": (r"vpmaddubsw\s.*%zmm", 0.0),
     "avx_vnni": (r"vpdpbusd\s.*%ymm", 0.8),
     "avx2": (r"vpmaddubsw\s.*%ymm", 0.4),
@@ -77,21 +79,45 @@ def test_inner_loops_are_byte_products_with_few_spills_and_no_calls(name: str, f
             assert not calls, f"{family}: calls {calls}"
 
 
+@pytest.mark.parametrize("cpu", [ISAS["avx512_amx"].mcpu, "sapphirerapids", "znver4"])  # their schedulers differ
+@pytest.mark.parametrize(("format", "at_once"), [("q4_g32", 1), ("q8_g16_f32", 1), ("q6_g128", 2)])
+def test_tile_registers_are_used_as_named_and_their_sums_are_all_that_takes_memory(
+    format: str, at_once: int, cpu: str
+) -> None:
+    parsed, isa = parse_format(format), replace(ISAS["avx512_amx"], mcpu=cpu)
+    assert parsed
+    text = listing(linear_quantized(64, 1024, parsed, isa, "matrix"), isa)
+    tiles = [
+        (name, re.findall(r"%tmm(\d)", rest)) for name, rest in re.findall(r"\s(ldtile\w+|tile\w+|tdp\w+)(.*)", text)
+    ]
+    product = [("tileloadd", ["1"]), ("tileloadd", ["2"]), ("tdpbsud", ["2", "1", "0"])]
+    group = [("tilezero", ["0"]), *product * at_once, ("tilestored", ["0"])]
+    assert tiles == [("ldtilecfg", []), *group, ("tilerelease", [])]
+    (loop,) = (loop for loop in innermost_loops(text) if any("tdpbsud" in line for line in loop))
+    assert sum("tile" in line or "tdp" in line for line in loop) == len(group), "shapes are given once"
+    stack = [line for line in loop if _STACK.search(line)]
+    sums = [int(m[1]) for line in stack if (m := re.search(r"vcvtdq2ps\s(\d+)\(%rsp\)", line))]
+    assert len(sums) == 16 and all(at % 64 == 0 for at in sums) and "andq\t$-64, %rsp" in text, (
+        "cache lines are not split"
+    )
+    assert len(stack) - len(sums) <= 1, "no spills; the sums are stored once"
+
+
 @pytest.mark.parametrize(
-    ("triple", "more", "expected"),
+    ("triple", "more", "expected", "named"),
     [
-        ("x86_64-unknown-linux-gnu", {*ISAS["avx512_vnni"].features, "avxvnni", "amx-tile", "amx-int8"}, "avx512_vnni"),
-        ("x86_64-unknown-linux-gnu", {*ISAS["avx512"].features}, "avx512"),
-        ("x86_64-unknown-linux-gnu", {*ISAS["avx_vnni"].features}, "avx_vnni"),
-        ("x86_64-unknown-linux-gnu", {"sse2"}, "x86_64"),
-        ("aarch64-unknown-linux-gnu", {"neon", "dotprod", "fullfp16", "i8mm", "sve2"}, "neon"),
-        ("arm64-apple-darwin", {"neon", "dotprod", "fullfp16"}, "neon"),
-        ("aarch64-unknown-linux-gnu", {"neon"}, "aarch64"),
+        ("x86_64-unknown-linux-gnu", {*ISAS["avx512_amx"].features, "avxvnni"}, "avx512_vnni", ["avx512_amx"]),
+        ("x86_64-unknown-linux-gnu", {*ISAS["avx512"].features, "amx-tile", "amx-int8"}, "avx512", []),
+        ("x86_64-unknown-linux-gnu", {*ISAS["avx_vnni"].features}, "avx_vnni", []),
+        ("x86_64-unknown-linux-gnu", {"sse2"}, "x86_64", []),
+        ("aarch64-unknown-linux-gnu", {"neon", "dotprod", "fullfp16", "i8mm", "sve2"}, "neon", ["neon_i8mm"]),
+        ("arm64-apple-darwin", {"neon", "dotprod", "fullfp16"}, "neon", []),
+        ("aarch64-unknown-linux-gnu", {"neon"}, "aarch64", []),
     ],
 )
 def test_a_machine_gets_the_best_that_its_features_allow(
-    monkeypatch: pytest.MonkeyPatch, triple: str, more: set[str], expected: str
+    monkeypatch: pytest.MonkeyPatch, triple: str, more: set[str], expected: str, named: list[str]
 ) -> None:
     monkeypatch.setattr(tvm.target.codegen, "llvm_get_system_triple", lambda: triple)
     monkeypatch.setattr(isa_module, "host_features", lambda: frozenset(more))
-    assert host_isa().name == expected
+    assert (host_isa().name, named_isas()) == (expected, named)
