@@ -114,7 +114,7 @@ def test_every_tiling_gives_the_same_bits(run_kernel: Run, runnable: list[Isa], 
     parsed, rows = parse_format(format), 23
     assert parsed
     k = 2 * parsed.width_unit
-    for isa in runnable:
+    for isa in runnable if (format, family) == ("q4_g32", "matrix") else [host_isa()]:
         n = 7 * isa.lanes + 3  # no whole number of tiles, in neither direction
         x = quantized_rows(np.random.default_rng(0).standard_normal((rows, k)), parsed.group)
         inputs = x | quantized_operands(weights(n, k, parsed), isa)
