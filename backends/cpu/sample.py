@@ -14,7 +14,7 @@ from .emit import Registers, bits, const, f32, let, load, reduce_add_int, splat,
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .norm import each_piece
-from .sync import LEFT, MADE, REPEATS, STOPS
+from .sync import INTERRUPT, LEFT, MADE, REPEATS, STOPS
 from .tiles import Scratch, fold, fold_add, kernel_name, larger
 from .vocabulary import (
     BLOCK,
@@ -187,7 +187,7 @@ _KEPT = (*ROW, Pointer("least", "float32"), Pointer("last", "int32"))
 def draw(vocab: int, isa: Isa) -> Kernel:
     """tokens[row] = the token at `draws` f64[steps, rows], 0 <= u < 1, of the distribution that the rules leave.
 
-    Pointers logits, peak, tokens, rules, least, last, masses, draws, progress i32[3] (see `sync`). Sizes rows. Rows
+    Pointers logits, peak, tokens, rules, least, last, masses, draws, progress i32[4] (see `sync`). Sizes rows. Rows
     that take the most probable token stay as they are.
     """
     areas = Scratch(weights=BLOCK)
@@ -246,13 +246,15 @@ def _pick(weights: Expr, first: Expr, count: int, u: Expr) -> tuple[Expr, Expr]:
 def tally(isa: Isa) -> Kernel:
     """Count a step, keep its tokens, and decide whether another one follows.
 
-    Pointers chosen i32[rows], stops i32[rows, STOPS], history i32[steps, rows], progress i32[3] (see `sync`). Sizes
-    rows. No step follows one in which a row got one of its stops, or none.
+    Pointers chosen i32[rows], stops i32[rows, STOPS], history i32[steps, rows], progress i32[4] (see `sync`). Sizes
+    rows. No step follows one in which a row got one of its stops, or none, nor one in which INTERRUPT was set.
     """
 
     def body(f: Frame) -> None:
         with T.serial(f.lo, f.hi):
             made, left = let(f["progress"][MADE]), cell("int32", f["progress"][LEFT] - 1)
+            with T.If(f["progress"][INTERRUPT] != 0), T.Then():
+                left[0] = const(0)
             with T.serial(0, f["rows"]) as row:
                 token, same = let(f["chosen"][row]), Registers(1, "int32", isa.lanes)
                 store(f["history"], made * f["rows"] + row, token, 1)
