@@ -27,7 +27,7 @@ from .scheduler import Scheduler, Work
 from .sequence import Sequence as Text
 from .settings import EngineSettings, Statistics
 
-CALL_SECONDS = 0.05  # of steps in one call of the model, whose tokens come together; `interrupt` cuts it short
+CALL_SECONDS = 0.06  # of steps in one call of the model, whose tokens come together; `interrupt` cuts it short
 
 _log = logging.getLogger("mlc.engine")
 

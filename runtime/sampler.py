@@ -22,7 +22,7 @@ from .sampling import SamplingParams
 from .sequence import Int32s
 
 _BLOCK = 64  # tokens
-_DRAWS = 64  # uniform numbers made at once
+_DRAWS = 4  # uniform numbers that one value of the counter gives
 
 Ids = NDArray[np.intp]
 
@@ -40,21 +40,20 @@ class Draws:
 
     def __init__(self, seed: int, choice: int) -> None:
         self._key = np.array([seed & (2**64 - 1), choice], np.uint64)
-        self._block = -1
-        self._values = np.empty(0)
+        self._go_to(0)
 
     def take(self, first: int, out: Draws64) -> None:
         """Those from index `first` on, as many as `out` has room for."""
-        done = 0
-        while done < len(out):
-            block, offset = divmod(first + done, _DRAWS)
-            if block != self._block:
-                counter = np.array([0, block, 0, 0], np.uint64)
-                generator = np.random.Generator(np.random.Philox(key=self._key, counter=counter))
-                self._block, self._values = block, generator.random(_DRAWS)
-            some = self._values[offset : offset + len(out) - done]
-            out[done : done + len(some)] = some
-            done += len(some)
+        if first != self._next:
+            self._go_to(first)
+        out[:] = self._generator.random(len(out))
+        self._next += len(out)
+
+    def _go_to(self, index: int) -> None:
+        counter = np.array([index // _DRAWS, 0, 0, 0], np.uint64)
+        self._generator = np.random.Generator(np.random.Philox(key=self._key, counter=counter))
+        self._generator.random(index % _DRAWS)
+        self._next = index
 
 
 class _Occurrences:

@@ -14,7 +14,7 @@ from mlc.backends.cpu.kernel import Kernel
 from mlc.backends.cpu.sample import advance, draw, kept_masses, most_probable, row_peaks, tally
 from mlc.backends.cpu.sync import STOPS
 from mlc.backends.cpu.threshold import histogram, threshold
-from mlc.backends.cpu.vocabulary import BINS, BLOCK, PART, blocks, parts
+from mlc.backends.cpu.vocabulary import BINS, BLOCK, PART, STRIPS, blocks, parts
 from mlc.backends.reference.sample import distribution, sample
 from tests.backends.cpu.conftest import RunKernel
 
@@ -75,6 +75,7 @@ class Kernels:
             "least": ((r,), np.float32),
             "last": ((r,), np.int32),
             "masses": ((r, blocks(self.vocab)), np.float32),
+            "strips": ((r, blocks(self.vocab), STRIPS), np.float32),
         }
         for kernel in self.list:
             names = [p.name for p in kernel.pointers]
