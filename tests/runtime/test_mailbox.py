@@ -99,6 +99,13 @@ def test_taking_waits_for_news_and_no_longer() -> None:
     taking.join(5)
     assert taken == [[LONG]] and mailbox.take(0.0) == []
     mailbox.put(SHORT)
+    reading = threading.Thread(target=mailbox.wait_taken)
+    reading.start()
+    reading.join(0.05)
+    assert reading.is_alive() and mailbox.take(0.0) == [SHORT]
+    reading.join(5)
+    assert not reading.is_alive()
+    mailbox.put(SHORT)
     mailbox.close()
     assert mailbox.closed and mailbox.take(None) == [SHORT]
     mailbox.close(ValueError("the line broke"))
