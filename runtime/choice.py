@@ -51,8 +51,7 @@ class Choice:
 
     def _text(self, tokens: Seq[int]) -> tuple[str, int, FinishReason | None, str | int | None]:
         """What can be shown after `tokens`, or after as many of them as the answer takes; why it ends, and by what."""
-        room, stops = self.sequence.limit - self.sequence.length, self._stops
-        tokens, end = tokens[:room], None
+        room, stops, end = self.sequence.limit - self.sequence.length, self._stops, None
         if not self.stop_ids.isdisjoint(tokens):
             end = next(i for i, token in enumerate(tokens) if token in self.stop_ids)
         shown = tokens[:end]
