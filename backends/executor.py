@@ -16,7 +16,7 @@ import numpy as np
 
 from mlc.errors import ArtifactError, Corrupt
 
-from .cpu.sync import LEFT, MADE, MAX_CALLS, MAX_THREADS, PROGRESS, REPEATS, SPINS, SYNC_WORDS
+from .cpu.sync import INTERRUPT, LEFT, MADE, MAX_CALLS, MAX_THREADS, PROGRESS, REPEATS, SPINS, SYNC_WORDS
 from .cpu.table import ENTRY, HEAD, row
 from .load import LoadPolicy, usable_cores
 from .memory import ALIGNMENT, allocate
@@ -146,6 +146,10 @@ class Executor:
         self._progress[LEFT], self._progress[MADE] = wanted, 0
         self._native_call(0, None)
         return int(self._progress[MADE]), bool(self._progress[LEFT] > 0)
+
+    def interrupt(self, wanted: bool) -> None:
+        """From any thread: `steps` under way, and those to come, end with the step they are in; False ends that."""
+        self._progress[INTERRUPT] = wanted
 
     def _native_call(self, first: int, end: int | None) -> None:
         self.native(first, len(self.program.calls) if end is None else end, self.threads_now())

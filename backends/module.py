@@ -245,17 +245,22 @@ class LanguageModel:
         self.prepare(batch)
         draws = draws[: STEPS if state.hold_stops(stops) else 1]
         self.symbols.update(again=1, penalized=state.hold_penalties(penalties))
-        steps: list[list[int]] = []
+        tokens: list[list[int]] = [[] for _ in range(rows)]
         following = _Positions(self._inputs["positions"][:rows], batch.starts, batch.tables)
         while True:
-            self.symbols["draws"] = state.prepare(rules, draws[len(steps) :])
-            at_once = bool(self.symbols["plain"])
-            made, more = self.executor.steps(self.symbols, len(draws) - len(steps), at_once=at_once)
-            steps += state.history[: made * rows].reshape(made, rows).tolist()
+            self.symbols["draws"] = state.prepare(rules, draws)
+            made, more = self.executor.steps(self.symbols, len(draws), at_once=bool(self.symbols["plain"]))
+            for row, new in zip(tokens, state.history[: made * rows].reshape(made, rows).T.tolist(), strict=True):
+                row += new
             state.counted(rows, made)
             if not more:
-                return steps
+                return tokens
+            draws = draws[made:]
             self.symbols.update(self._attention.fill(following))
+
+    def interrupt(self, wanted: bool) -> None:
+        """See `mlc.runtime.batch.Model.interrupt`."""
+        self.executor.interrupt(wanted)
 
     def prepare(self, batch: Batch) -> None:
         """Put the step's integers where the program reads them."""

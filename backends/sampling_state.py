@@ -12,7 +12,7 @@ from .memory import allocate
 
 Array = np.ndarray[Any, Any]
 
-STEPS = 64  # at most in one native call
+STEPS = 256  # at most in one native call
 _BIASES = 1024  # tokens of a list that are in no text
 _LANES = 16  # the rows of lists begin at vectors
 

@@ -65,7 +65,7 @@ class Penalties(Protocol):
 
 
 class Model(Protocol):
-    """A compiled language model with its KV cache, as the engine drives it. One thread calls it."""
+    """A compiled language model with its KV cache, as the engine drives it. One thread calls all but `interrupt`."""
 
     @property
     def vocab(self) -> int: ...  # tokens
@@ -107,9 +107,16 @@ class Model(Protocol):
     ) -> list[list[int]]:
         """As many steps as `draws` [at most batch.steps, r] has rows, each running the tokens that the last one chose.
 
-        The tokens are those of `run` and `sample` step by step, each counted in `penalties`; returns them by step. It
+        The tokens are those of `run` and `sample` step by step, each counted in `penalties`; returns them by row. It
         ends with the step in which a row gets a token of its `stops`, or none, or before. If there are several, every
         sequence of `batch` runs one token and samples.
+        """
+        ...
+
+    def interrupt(self, wanted: bool) -> None:
+        """`decode` makes one step more and no other, be it under way or called later, until `wanted` is False.
+
+        Any thread may call it.
         """
         ...
 

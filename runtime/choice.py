@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 from collections.abc import Set
 
 from .request import FinishReason, Output, StreamDecoder, Timings, TokenLogprobs, Usage
-from .sampler import Sampled, SamplerState
+from .sampler import SamplerState
 from .sequence import Sequence
 from .stops import StopStrings
 
@@ -36,42 +36,44 @@ class Choice:
         self._first: float | None = None  # its first token
         self._last: float | None = None  # its latest token
 
-    def accept(self, sampled: Seq[Sampled], now: float) -> Output:
+    def accept(self, tokens: Seq[int], logprobs: tuple[TokenLogprobs, ...] | None, now: float) -> Output:
         """Add tokens that the sampler chose, up to the one that ends the answer: then the output says why."""
         self._last = now
         if self._first is None:
             self._first = now
-        text, count, reason, stop = self._text([one.token for one in sampled])
-        taken = sampled[:count]
-        tokens = tuple([one.token for one in taken])
+        text, count, reason, stop = self._text(tokens)
+        tokens = tuple(tokens[:count])
+        logprobs = logprobs and logprobs[:count]
         self.sequence.extend(tokens)
-        logprobs = None
-        if self.sampler_state.params.logprobs is not None:
-            logprobs = tuple(TokenLogprobs(one.logprob, one.top) for one in taken if one.logprob is not None)
         if reason is None:
             return Output(self.request, self.index, text, tokens, logprobs)
         return self._end(reason, now, text, tokens, logprobs, stop=stop)
 
     def _text(self, tokens: Seq[int]) -> tuple[str, int, FinishReason | None, str | int | None]:
         """What can be shown after `tokens`, or after as many of them as the answer takes; why it ends, and by what."""
-        push, stops, pieces = self._decoder.push, self._stops, list[str]()
-        room = self.sequence.limit - self.sequence.length
-        unwatched = self.sampler_state.params.min_tokens - self.sequence.answered if stops.any else room
+        room, stops, end = self.sequence.limit - self.sequence.length, self._stops, None
+        if not self.stop_ids.isdisjoint(tokens):
+            end = next(i for i, token in enumerate(tokens) if token in self.stop_ids)
+        shown = tokens[:end]
+        text, count = self._watched(shown) if stops.any else (self._decoder.push(shown), len(shown))
+        if stops.found is not None:
+            return text, count, "stop", stops.found
+        if end is not None:
+            return text + self._rest(), count + 1, "stop", tokens[end]
+        if count < room:
+            return text, count, None, None
+        text += self._rest()  # these characters may have completed a stop string
+        return text, count, "length" if stops.found is None else "stop", stops.found
+
+    def _watched(self, tokens: Seq[int]) -> tuple[str, int]:
+        """What can be shown of `tokens`, up to the one that completes a stop string, and how many these are."""
+        unwatched, pieces = self.sampler_state.params.min_tokens - self.sequence.answered, list[str]()
         for count, token in enumerate(tokens, 1):
-            if token in self.stop_ids:
-                return "".join((*pieces, self._rest())), count, "stop", token
-            piece = push(token)
-            if count > unwatched:
-                piece = stops.push(piece)
-                if stops.found is not None:
-                    return "".join((*pieces, piece)), count, "stop", stops.found
-            pieces.append(piece)
-            if count == room:
-                pieces.append(self._rest())
-                # the very last characters may have completed a stop string
-                reason: FinishReason = "length" if stops.found is None else "stop"
-                return "".join(pieces), count, reason, stops.found
-        return "".join(pieces), len(tokens), None, None
+            piece = self._decoder.push((token,))
+            pieces.append(self._stops.push(piece) if count > unwatched else piece)
+            if self._stops.found is not None:
+                return "".join(pieces), count
+        return "".join(pieces), len(tokens)
 
     def end(self, reason: FinishReason, now: float, *, error: str | None = None) -> Output:
         """The last output of an answer that ends for a reason outside it. Text held back so far is not shown."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -74,20 +74,20 @@ def byte_of_character() -> Mapping[str, int]:
 
 
 class StreamDecoder:
-    """Text of tokens that arrive one by one; a character is given out when its last byte is there.
+    """Text of tokens that arrive by and by; a character is given out when its last byte is there.
 
     What `push` and `flush` return, put together, is what the tokenizer's `decode` makes of all tokens at once.
     """
 
-    def __init__(self, piece: Callable[[int], bytes], strips_blank: bool) -> None:
-        """`piece` gives a token's bytes; `strips_blank`: the text loses one blank at its start."""
-        self._piece, self._strips = piece, strips_blank
+    def __init__(self, spell: Callable[[Sequence[int]], bytes], strips_blank: bool) -> None:
+        """`spell` gives the bytes of tokens; `strips_blank`: the text loses one blank at its start."""
+        self._spell, self._strips = spell, strips_blank
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._whole = True  # no character is unfinished
 
-    def push(self, id: int) -> str:
-        """The characters that token `id` completes; often none, sometimes several."""
-        data = self._piece(id)
+    def push(self, ids: Sequence[int]) -> str:
+        """The characters that the tokens `ids` complete; of one token often none, sometimes several."""
+        data = self._spell(ids)
         if self._whole and data.isascii():
             return self._given(data.decode()) if self._strips else data.decode()
         text = self._decoder.decode(data)

@@ -16,12 +16,13 @@ _log = logging.getLogger("mlc.engine")
 
 
 class Driver:
-    """Turns an engine. Not thread-safe: one thread applies and turns."""
+    """Turns an engine. One thread applies and turns; `interrupt` may come from any."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._frame = Frame()
         self._flaws = 0
+        self.interrupt = engine.interrupt  # a turn that makes several steps ends with the one it is in
         self._reported = -STATISTICS_EVERY
         self.unchecked = False  # it worked since the last check
 

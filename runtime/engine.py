@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from .scheduler import Scheduler, Work
 from .sequence import Sequence as Text
 from .settings import EngineSettings, Statistics
 
-CALL_SECONDS = 0.01  # of steps in one call of the model: what arrives meanwhile waits so long
+CALL_SECONDS = 0.06  # of steps in one call of the model, whose tokens come together; `interrupt` cuts it short
 
 _log = logging.getLogger("mlc.engine")
 
@@ -67,6 +68,7 @@ class Engine:
         self._requests: dict[str, set[Choice]] = {}  # the same, by request
         self._ended: list[Output] = []  # ends that happened between two steps
         self._mail: dict[str, deque[Output]] = {}  # outputs of requests that `generate` reads
+        self._pace = math.inf, 1  # seconds of the last step in which every sequence decoded, and how many there were
         self._counts = Statistics(pages=model.pages)
         self._finished: Counter[str] = Counter()
 
@@ -144,6 +146,13 @@ class Engine:
         outputs, self._ended = self._ended, []
         return self._deliver(outputs + self._step())
 
+    def interrupt(self, wanted: bool) -> None:
+        """Any thread: let the call of the model end with the step it is in, and so each that follows, or no longer.
+
+        Several steps may be one call, in which nobody reads what has arrived.
+        """
+        self._model.interrupt(wanted)
+
     def _step(self) -> list[Output]:
         started = perf_counter()
         step = self._scheduler.plan()
@@ -160,9 +169,10 @@ class Engine:
             outputs = self._abandon(step, error)
         else:
             self._scheduler.advance(step)
-            steps, now = max(map(len, sampled), default=1), perf_counter()
+            steps = max((len(result.tokens) + (result.failure is not None) for result in sampled), default=1)
+            now = perf_counter()
             pairs = zip(choices, sampled, strict=True)
-            outputs = [output for choice, results in pairs for output in self._accept(choice, results, now)]
+            outputs = [output for choice, result in pairs for output in self._accept(choice, result, now)]
         if self.settings.check:
             self.check()
         self._count(step, steps, perf_counter() - started)
@@ -178,11 +188,13 @@ class Engine:
         if not all(choice.sampler_state.alone for choice in choices):
             return 1
         left = min(choice.sequence.limit - choice.sequence.length for choice in choices)
-        steps = min(self.settings.max_steps, left, int(CALL_SECONDS / max(self._counts.last_step_seconds, 1e-6)))
+        pace, sequences = self._pace
+        seconds = min(self._counts.last_step_seconds, pace * max(1.0, len(step) / sequences))
+        steps = min(self.settings.max_steps, left, int(CALL_SECONDS / max(seconds, 1e-6)))
         return steps if steps > 1 and self._scheduler.reserve(step, steps) else 1
 
-    def _run(self, choices: Sequence[Choice], batch: Batch) -> list[list[Sampled | Exception]]:
-        """The tokens of each choice, one for each step."""
+    def _run(self, choices: Sequence[Choice], batch: Batch) -> list[Sampled]:
+        """What each choice gets, one token for each step."""
         before, states = perf_counter(), [choice.sampler_state for choice in choices]
         if states and all(state.alone for state in states):
             sampled = self._sampler.decode(batch, states, [choice.stop_ids for choice in choices])
@@ -190,16 +202,14 @@ class Engine:
             return sampled
         logits = self._model.run(batch)
         self._counts.model_seconds += perf_counter() - before
-        return [[result] for result in self._sampler.sample(logits, states)]
+        return self._sampler.sample(logits, states)
 
-    def _accept(self, choice: Choice, results: Sequence[Sampled | Exception], now: float) -> Iterator[Output]:
+    def _accept(self, choice: Choice, sampled: Sampled, now: float) -> Iterator[Output]:
         """Add to `choice` the tokens of one step or of several; what a failure follows still counts."""
-        failure = next((result for result in results if isinstance(result, Exception)), None)
-        good = results if failure is None else results[: results.index(failure)]
-        sampled = [result for result in good if isinstance(result, Sampled)]
+        tokens, logprobs, failure = sampled
         try:
-            if sampled:
-                output = choice.accept(sampled, now)
+            if tokens:
+                output = choice.accept(tokens, logprobs, now)
                 self._counts.completion_tokens += len(output.tokens)
                 if len(output.tokens) > 1:  # all but the last have been run
                     self._scheduler.advance([Work(choice.sequence, len(output.tokens) - 1, True)])
@@ -208,7 +218,7 @@ class Engine:
                     return
         except Exception as error:
             failure = error
-        if isinstance(failure, Exception):
+        if failure is not None:
             end = choice.end("error", now, error=self._explain(choice, failure))
             yield self._retire(choice, end, keep=False)
 
@@ -218,6 +228,8 @@ class Engine:
         counts.last_step_tokens = tokens
         counts.computed_tokens += steps * tokens
         counts.last_step_seconds = seconds / steps
+        if tokens == len(step):
+            self._pace = counts.last_step_seconds, tokens
         counts.step_seconds += seconds
 
     def _abandon(self, step: Sequence[Work], error: Exception) -> list[Output]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from .driver import Driver
 from .engine import Engine
+from .mailbox import Mailbox
 from .request import Request
 from .settings import Statistics
 from .streams import Stream, Streams
-from .wire import Command, Ready
+from .wire import Ready
 
 REST = 1.0  # seconds without work after which the engine proves its laws
 
@@ -30,7 +30,7 @@ class EngineLoop:
     def __init__(self, make_engine: Callable[[], Engine]) -> None:
         """Returns once the engine is open. Raises what `make_engine` raises."""
         self._shared = _Shared()
-        self._streams = Streams(self._shared.send)
+        self._streams = Streams(self._shared.mailbox.put)
         ready: Future[Ready] = Future()
         self._thread = threading.Thread(
             target=_run, args=(make_engine, self._shared, self._streams, ready), name="mlc-engine", daemon=True
@@ -63,36 +63,21 @@ class _Shared:
     """What the engine's thread has in common with others."""
 
     def __init__(self) -> None:
-        self._commands = deque[Command]()
-        self._news = threading.Event()
-        self.closed = False
+        self.mailbox = Mailbox()
         self.statistics = Statistics()
-
-    def send(self, command: Command) -> None:
-        self._commands.append(command)
-        self._news.set()
-
-    def close(self) -> None:
-        self.closed = True
-        self._news.set()
-
-    def take(self, seconds: float | None) -> list[Command]:
-        """The commands that have come; waits for one for `seconds`, None: as long as it takes."""
-        self._news.wait(seconds)
-        self._news.clear()
-        return [self._commands.popleft() for _ in range(len(self._commands))]
 
 
 def _run(make_engine: Callable[[], Engine], shared: _Shared, streams: Streams, ready: Future[Ready]) -> None:
     try:
         driver = Driver(make_engine())
+        shared.mailbox.interrupt = driver.interrupt
     except BaseException as error:
         ready.set_exception(error)
         return
     ready.set_result(driver.ready())
     try:
-        while not shared.closed:
-            commands = shared.take(_patience(driver))
+        while not shared.mailbox.closed:
+            commands = shared.mailbox.take(_patience(driver))
             for command in commands:
                 driver.apply(command)
             if driver.idle and not commands:
@@ -115,6 +100,6 @@ def _patience(driver: Driver) -> float | None:
 
 
 def _finish(shared: _Shared, thread: threading.Thread) -> None:
-    shared.close()
+    shared.mailbox.close()
     if thread is not threading.current_thread():
         thread.join()

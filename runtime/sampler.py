@@ -17,21 +17,22 @@ from mlc.errors import GenerationFailed
 
 from .batch import Batch, Logits, Model, Rules
 from .batch import Draws as Draws64
+from .request import TokenLogprobs
 from .sampling import SamplingParams
 from .sequence import Int32s
 
 _BLOCK = 64  # tokens
-_DRAWS = 64  # uniform numbers made at once
+_DRAWS = 4  # uniform numbers that one value of the counter gives
 
 Ids = NDArray[np.intp]
 
 
 class Sampled(NamedTuple):
-    """One token. Log-probabilities are natural, of the model's own distribution: before penalties and temperature."""
+    """What was chosen for one answer: the tokens of one step or of several, and what kept it from another."""
 
-    token: int
-    logprob: float | None  # None unless the request asks for logprobs
-    top: tuple[tuple[int, float], ...]  # the most probable tokens and their log-probabilities, descending
+    tokens: Sequence[int]
+    logprobs: tuple[TokenLogprobs, ...] | None = None  # one per token; None unless the request asks for them
+    failure: Exception | None = None
 
 
 class Draws:
@@ -39,16 +40,20 @@ class Draws:
 
     def __init__(self, seed: int, choice: int) -> None:
         self._key = np.array([seed & (2**64 - 1), choice], np.uint64)
-        self._block = -1
-        self._values: list[float] = []
+        self._go_to(0)
 
-    def __getitem__(self, index: int) -> float:
-        block, offset = divmod(index, _DRAWS)
-        if block != self._block:
-            counter = np.array([0, block, 0, 0], np.uint64)
-            generator = np.random.Generator(np.random.Philox(key=self._key, counter=counter))
-            self._block, self._values = block, generator.random(_DRAWS).tolist()
-        return self._values[offset]
+    def take(self, first: int, out: Draws64) -> None:
+        """Those from index `first` on, as many as `out` has room for."""
+        if first != self._next:
+            self._go_to(first)
+        out[:] = self._generator.random(len(out))
+        self._next += len(out)
+
+    def _go_to(self, index: int) -> None:
+        counter = np.array([index // _DRAWS, 0, 0, 0], np.uint64)
+        self._generator = np.random.Generator(np.random.Philox(key=self._key, counter=counter))
+        self._generator.random(index % _DRAWS)
+        self._next = index
 
 
 class _Occurrences:
@@ -98,11 +103,10 @@ class SamplerState:
         factor = 0.0 if params.greedy else 1.0 / params.temperature
         self.rule = (factor, params.top_k, params.top_p, params.min_p)  # as `Model.sample` takes it
 
-    def draws(self, count: int) -> list[float]:
-        """The uniform numbers in [0, 1) that decide the next `count` tokens; zeros where nothing is drawn."""
-        if self.params.greedy:
-            return [0.0] * count
-        return [self._draws[i] for i in range(self.answered, self.answered + count)]
+    def draw(self, out: Draws64) -> None:
+        """Put the uniform numbers in [0, 1) that decide the next tokens into `out`, where any are needed."""
+        if not self.params.greedy:
+            self._draws.take(self.answered, out)
 
     @property
     def alone(self) -> bool:
@@ -146,11 +150,12 @@ class SamplerState:
         if self.bans:
             logits[self._stop_ids] = -np.inf
 
-    def record(self, token: int) -> None:
-        """`token` was chosen."""
-        self.answered += 1
+    def record(self, tokens: Sequence[int]) -> None:
+        """`tokens` were chosen one after the other."""
+        self.answered += len(tokens)
         if self._occurrences is not None:
-            self._occurrences.add(token)
+            for token in tokens:
+                self._occurrences.add(token)
 
 
 class Sampler:
@@ -161,10 +166,10 @@ class Sampler:
         self._ruled: Sequence[SamplerState] = []  # whose rules these are
         self._known_rules = np.empty((0, 4), np.float32)
 
-    def sample(self, logits: Logits, states: Sequence[SamplerState]) -> list[Sampled | Exception]:
+    def sample(self, logits: Logits, states: Sequence[SamplerState]) -> list[Sampled]:
         """The next token of each row of `logits` [r, vocab], those that the model has just returned.
 
-        A row that fails yields its exception in place of a token, and leaves the others alone.
+        A row that fails has its exception in place of a token, and leaves the others alone.
         """
         if len(logits) != len(states):
             raise GenerationFailed(
@@ -180,17 +185,13 @@ class Sampler:
             state.ban(row)
         penalties = [state.penalties for state in states]
         tokens = self._model.sample(self._rules(states), self._draws(states, 1)[0], penalties)
-        return [
-            _record(state, token, row) for state, token, row in zip(states, tokens.tolist(), model_own, strict=True)
-        ]
+        return [_one(state, token, row) for state, token, row in zip(states, tokens.tolist(), model_own, strict=True)]
 
-    def decode(
-        self, batch: Batch, states: Sequence[SamplerState], stops: Sequence[Collection[int]]
-    ) -> list[list[Sampled | Exception]]:
+    def decode(self, batch: Batch, states: Sequence[SamplerState], stops: Sequence[Collection[int]]) -> list[Sampled]:
         """Run `batch.steps` steps, or fewer if an answer ends; the tokens of each row. All `states` are `alone`."""
         penalties = [state.penalties for state in states]
-        steps = self._model.decode(batch, self._rules(states), self._draws(states, batch.steps), stops, penalties)
-        return [_taken(state, tokens) for state, tokens in zip(states, zip(*steps, strict=True), strict=True)]
+        rows = self._model.decode(batch, self._rules(states), self._draws(states, batch.steps), stops, penalties)
+        return [_several(state, tokens) for state, tokens in zip(states, rows, strict=True)]
 
     def _rules(self, states: Sequence[SamplerState]) -> Rules:
         """[r, 4], as `Model.sample` takes them."""
@@ -200,34 +201,31 @@ class Sampler:
 
     def _draws(self, states: Sequence[SamplerState], steps: int) -> Draws64:
         """[steps, r], as `Model.decode` takes them."""
-        if all(state.params.greedy for state in states):
-            return np.zeros((steps, len(states)))
-        return np.array([state.draws(steps) for state in states]).T
+        draws = np.zeros((steps, len(states)))
+        for row, state in enumerate(states):
+            state.draw(draws[:, row])
+        return draws
 
 
-def _record(state: SamplerState, token: int, row: Logits) -> Sampled | Exception:
+def _one(state: SamplerState, token: int, row: Logits) -> Sampled:
     """`token` was chosen for `state`, from the logits `row` [vocab], which are needed for logprobs only."""
-    (result,) = _taken(state, [token])
+    result = _several(state, (token,))
+    if state.params.logprobs is None or result.failure is not None:
+        return result
     try:
-        if isinstance(result, Sampled) and state.params.logprobs is not None:
-            return Sampled(token, *_logprobs(row, token, state.params.logprobs))
+        return Sampled(result.tokens, (_logprobs(row, token, state.params.logprobs),))
     except Exception as error:
-        return error
-    return result
+        return Sampled((), failure=error)
 
 
-def _taken(state: SamplerState, tokens: Sequence[int]) -> list[Sampled | Exception]:
-    """`tokens` were chosen for `state` one after the other; after a failure there is none."""
-    taken = list[Sampled | Exception]()
+def _several(state: SamplerState, tokens: Sequence[int]) -> Sampled:
+    """`tokens` were chosen for `state` one after the other; a negative one, the last, says that there was none."""
+    good = tokens if tokens[-1] >= 0 else tokens[:-1]
     try:
-        for token in tokens:
-            if token < 0:
-                raise _failure(state, token)
-            state.record(token)
-            taken.append(Sampled(token, None, ()))
+        state.record(good)
     except Exception as error:
-        taken.append(error)
-    return taken
+        return Sampled((), failure=error)
+    return Sampled(good, failure=None if good is tokens else _failure(state, tokens[-1]))
 
 
 def _failure(state: SamplerState, code: int) -> GenerationFailed:
@@ -239,12 +237,12 @@ def _failure(state: SamplerState, code: int) -> GenerationFailed:
     )
 
 
-def _logprobs(row: Logits, token: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+def _logprobs(row: Logits, token: int, count: int) -> TokenLogprobs:
     peak = float(row.max())
     log_mass = peak + math.log(np.exp(row - np.float32(peak)).sum(dtype=np.float64))
     ids = _head(row, min(count, len(row))) if count else np.empty(0, np.intp)
     top = zip(ids.tolist(), row[ids].tolist(), strict=True)
-    return float(row[token]) - log_mass, tuple((i, x - log_mass) for i, x in top if x > -math.inf)
+    return TokenLogprobs(float(row[token]) - log_mass, tuple((i, x - log_mass) for i, x in top if x > -math.inf))
 
 
 def _head(x: Logits, count: int) -> Ids:

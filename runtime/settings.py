@@ -21,7 +21,7 @@ class EngineSettings:
     max_context: int | None = None  # tokens of prompt and answer
     max_sequences: int | None = None  # that run in one step; more wait
     max_step_tokens: int | None = None  # in one step: less means shorter steps while a long prompt is read
-    max_steps: int = 64  # in one call of the model, where nothing is needed between them: 1 delivers each token alone
+    max_steps: int = 256  # in one call of the model, where nothing is needed between them: 1 delivers each token alone
     prefix_cache: bool = True  # share the pages of common prefixes, and keep them for later requests
     check: bool = False  # prove every law of scheduler, pool and batch at each step: slow, for tests
 

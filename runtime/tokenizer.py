@@ -8,7 +8,7 @@ special_tokens_map.json, generation_config.json. Text is never scanned for speci
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ class Tokenizer:
         `continues`: they continue a text, so that a blank at their start is kept where `decode` would drop it.
         """
         strips = self._spelling.strips_blank and not continues
-        return StreamDecoder(lambda id: self._piece(id, skip_special), strips)
+        return StreamDecoder(self._shown if skip_special else self._exact, strips)
 
     def _piece(self, id: int, skip_special: bool) -> bytes:
         return b"" if skip_special and id in self._special_ids else self.token_bytes(id)
@@ -140,6 +140,14 @@ class Tokenizer:
         return later
 
     @cached_property
+    def _shown(self) -> _Spelled:
+        return _Spelled(self._backend.get_vocab_size(), lambda id: self._piece(id, True))
+
+    @cached_property
+    def _exact(self) -> _Spelled:
+        return _Spelled(self._backend.get_vocab_size(), self.token_bytes)
+
+    @cached_property
     def _special_ids(self) -> frozenset[int]:
         return self.specials.ids()
 
@@ -167,6 +175,29 @@ class Tokenizer:
         if not all(type(id) is int and id >= 0 for id in ids):
             raise BadCheckpoint(f"{self.source}: eos_token_id must be a token id or a list of them, got {ids!r}")
         return ids + ([] if self.eos_id is None else [self.eos_id])
+
+
+class _Spelled:
+    """The bytes of every token, each made when it is first wanted."""
+
+    def __init__(self, count: int, make: Callable[[int], bytes]) -> None:
+        self._pieces: list[bytes | None] = [None] * count  # a list: looking up costs less than the hash of a dict
+        self._make = make
+
+    def __call__(self, ids: Sequence[int]) -> bytes:
+        """The bytes of the tokens `ids`, 0 or more each, put together."""
+        try:
+            return b"".join(map(self._pieces.__getitem__, ids))  # type: ignore[arg-type]
+        except (TypeError, IndexError):
+            return b"".join(map(self._piece, ids))
+
+    def _piece(self, id: int) -> bytes:
+        if id >= len(self._pieces):
+            return self._make(id)
+        piece = self._pieces[id]
+        if piece is None:
+            piece = self._pieces[id] = self._make(id)
+        return piece
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The engine process: opens an engine, then reads commands, steps and reports, all on its one thread.
+"""The engine process: opens an engine, then takes commands, steps and reports. A second thread reads the commands.
 
 The other end is a socket in the face's process. When that closes, for whatever reason, this process ends.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import importlib
 import logging
-import select
 import signal
 import socket
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +17,7 @@ from mlc.errors import MlcError
 
 from .driver import Driver
 from .engine import Engine
+from .mailbox import Mailbox
 from .wire import CommandBuffer, Failed, Turn, pack
 
 HEARTBEAT = 0.5  # seconds between two reports of an engine that has nothing to do
@@ -64,16 +65,30 @@ def _open(factory: str, options: Mapping[str, Any]) -> Engine:
 
 def _loop(connection: socket.socket, driver: Driver) -> None:
     """Until the other end closes. Commands that have arrived are applied before each step."""
-    commands = CommandBuffer()
+    mailbox = Mailbox()
+    mailbox.interrupt = driver.interrupt
+    threading.Thread(target=_read, args=(connection, mailbox), name="mlc-commands", daemon=True).start()
     while True:
-        wait = HEARTBEAT if driver.idle else 0.0
-        while select.select([connection], [], [], wait)[0]:
-            data = connection.recv(_CHUNK)
-            if not data:
-                return
-            for command in commands.feed(data):
-                driver.apply(command)
-            wait = 0.0
+        commands = mailbox.take(HEARTBEAT if driver.idle else 0.0)
+        if mailbox.closed:
+            return
+        for command in commands:
+            driver.apply(command)
         if driver.idle:
             driver.rest()
         connection.sendall(pack(Turn(driver.turn())))
+
+
+def _read(connection: socket.socket, mailbox: Mailbox) -> None:
+    """Put what comes into the mailbox, no faster than it is taken, so that the peer knows how much is unread."""
+    commands = CommandBuffer()
+    try:
+        while data := connection.recv(_CHUNK):
+            for command in commands.feed(data):
+                mailbox.put(command)
+            mailbox.wait_taken()
+        mailbox.close()
+    except ConnectionError:
+        mailbox.close()
+    except Exception as error:
+        mailbox.close(error)

@@ -1,7 +1,8 @@
 """Choosing a token for each row of logits, and making it the next step.
 
 The most probable token comes from the maxima of blocks. To draw one, the weights of what `threshold` and min_p leave
-are added up in blocks; the draw picks a block and the token in it, in the order of ids. Nothing is sorted.
+are added up in strips and blocks of them; the draw picks a block, a strip of it, and a token in that, in the order of
+ids. Nothing is sorted.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from .emit import Registers, bits, const, f32, let, load, reduce_add_int, splat,
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .norm import each_piece
-from .sync import LEFT, MADE, REPEATS, STOPS
+from .sync import INTERRUPT, LEFT, MADE, REPEATS, STOPS
 from .tiles import Scratch, fold, fold_add, kernel_name, larger
+from .tiles import parts as strips_of
 from .vocabulary import (
     BLOCK,
     BROKEN,
@@ -24,6 +26,8 @@ from .vocabulary import (
     INFINITY,
     MIN_P,
     ROW,
+    STRIP,
+    STRIPS,
     all_rows,
     blocks,
     cell,
@@ -144,8 +148,10 @@ def _draws(f: Frame, row: Expr) -> Expr:
 
 
 def kept_masses(vocab: int, isa: Isa) -> Kernel:
-    """The weight of what can be drawn in each block. Pointers logits, peak, tokens, rules, least, last, peaks, masses
-    f32[rows, blocks]. Sizes rows.
+    """The weight of what can be drawn in each block, and in each strip of one that has any.
+
+    Pointers logits, peak, tokens, rules, least, last, peaks, masses f32[rows, blocks], strips f32[rows, blocks,
+    STRIPS]. Sizes rows.
     """
 
     def body(f: Frame) -> None:
@@ -153,19 +159,28 @@ def kept_masses(vocab: int, isa: Isa) -> Kernel:
             kept, at = _Kept(f, row, vocab), let(row * blocks(vocab) + number)
 
             def total(*, cut: bool) -> None:
+                mass, strip = cell("float32", f32(0)), cell("int32", const(0))
+                for begin, count in strips_of(columns, STRIP):
+                    weight = strip_weight(begin, count, cut)
+                    store(f["strips"], at * STRIPS + strip[0], weight, 1)
+                    mass[0] = mass[0] + weight
+                    strip[0] = strip[0] + 1
+                store(f["masses"], at, mass[0], 1)
+
+            def strip_weight(begin: Expr, count: int, cut: bool) -> Expr:
                 sums, rest = Registers(1, "float32", isa.lanes), cell("float32", f32(0))
                 sums.clear()
 
                 def piece(column: Expr, lanes: int) -> None:
                     # one sum: several at once would need more registers than the polynomial of `exp` leaves
-                    weights = kept.weights(first + column, lanes, cut=cut)
+                    weights = kept.weights(first + begin + column, lanes, cut=cut)
                     if lanes == isa.lanes:
                         sums[0] = sums[0] + weights
                     else:
                         rest[0] = rest[0] + fold_add(weights, lanes)
 
-                each_piece(columns, isa.lanes, piece)
-                store(f["masses"], at, fold_add(sums[0], isa.lanes) + rest[0], 1)
+                each_piece(count, isa.lanes, piece)
+                return let(fold_add(sums[0], isa.lanes) + rest[0])
 
             def some() -> None:
                 when(kept.last < first + (columns - 1), lambda: total(cut=True), lambda: total(cut=False))
@@ -177,7 +192,7 @@ def kept_masses(vocab: int, isa: Isa) -> Kernel:
 
         each_range(f, vocab, BLOCK, item)
 
-    pointers = (*_KEPT, Pointer("peaks", "float32"), Pointer("masses", "float32"))
+    pointers = (*_KEPT, *(Pointer(name, "float32") for name in ("peaks", "masses", "strips")))
     return Kernel(kernel_name("kept_masses", vocab), pointers, ("rows",), lambda s: s["rows"] * blocks(vocab), body)
 
 
@@ -187,10 +202,10 @@ _KEPT = (*ROW, Pointer("least", "float32"), Pointer("last", "int32"))
 def draw(vocab: int, isa: Isa) -> Kernel:
     """tokens[row] = the token at `draws` f64[steps, rows], 0 <= u < 1, of the distribution that the rules leave.
 
-    Pointers logits, peak, tokens, rules, least, last, masses, draws, progress i32[3] (see `sync`). Sizes rows. Rows
-    that take the most probable token stay as they are.
+    Pointers logits, peak, tokens, rules, least, last, masses, strips, draws, progress i32[4] (see `sync`). Sizes rows.
+    Rows that take the most probable token stay as they are.
     """
-    areas = Scratch(weights=BLOCK)
+    areas = Scratch(weights=STRIP)
 
     def body(f: Frame) -> None:
         with T.serial(f.lo, f.hi) as row:
@@ -199,6 +214,7 @@ def draw(vocab: int, isa: Isa) -> Kernel:
     pointers = (
         *_KEPT,
         Pointer("masses", "float32"),
+        Pointer("strips", "float32"),
         Pointer("draws", "float64"),
         Pointer("progress", "int32"),
         Pointer("scratch", "float32"),
@@ -211,15 +227,19 @@ def _draw(f: Frame, row: Expr, vocab: int, isa: Isa, area: Expr) -> None:
     u = let(f["draws"][f["progress"][MADE] * f["rows"] + row])
     block, share = _pick(f["masses"], first, blocks(vocab), u)
 
-    def inside(start: Expr, columns: int) -> None:
+    def in_block(start: Expr, columns: int) -> None:
+        strip, part = _pick(f["strips"], let((first + block) * STRIPS), -(-columns // STRIP), share)
+        in_range(strip, columns, STRIP, lambda begin, count: in_strip(let(start + begin), count, part))
+
+    def in_strip(start: Expr, columns: int, part: Expr) -> None:
         def weigh(column: Expr, lanes: int) -> None:
             store(f["scratch"], area + column, kept.weights(start + column, lanes, cut=True), lanes)
 
         each_piece(columns, isa.lanes, weigh)
-        column, _ = _pick(f["scratch"], area, columns, share)
+        column, _ = _pick(f["scratch"], area, columns, part)
         store(f["tokens"], row, start + column, 1)
 
-    in_range(block, vocab, BLOCK, inside)
+    in_range(block, vocab, BLOCK, in_block)
 
 
 def _pick(weights: Expr, first: Expr, count: int, u: Expr) -> tuple[Expr, Expr]:
@@ -246,13 +266,15 @@ def _pick(weights: Expr, first: Expr, count: int, u: Expr) -> tuple[Expr, Expr]:
 def tally(isa: Isa) -> Kernel:
     """Count a step, keep its tokens, and decide whether another one follows.
 
-    Pointers chosen i32[rows], stops i32[rows, STOPS], history i32[steps, rows], progress i32[3] (see `sync`). Sizes
-    rows. No step follows one in which a row got one of its stops, or none.
+    Pointers chosen i32[rows], stops i32[rows, STOPS], history i32[steps, rows], progress i32[4] (see `sync`). Sizes
+    rows. No step follows one in which a row got one of its stops, or none, nor one in which INTERRUPT was set.
     """
 
     def body(f: Frame) -> None:
         with T.serial(f.lo, f.hi):
             made, left = let(f["progress"][MADE]), cell("int32", f["progress"][LEFT] - 1)
+            with T.If(f["progress"][INTERRUPT] != 0), T.Then():
+                left[0] = const(0)
             with T.serial(0, f["rows"]) as row:
                 token, same = let(f["chosen"][row]), Registers(1, "int32", isa.lanes)
                 store(f["history"], made * f["rows"] + row, token, 1)

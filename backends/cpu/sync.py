@@ -16,8 +16,9 @@ from __future__ import annotations
 # int32 offsets into `sync`, a cache line apart
 TICKET, DONE, SLEEPERS, SPINS, PROGRESS, CURSORS, LINE = 0, 16, 32, 48, 64, 80, 16
 # Words at PROGRESS, of runs that make their calls several times (see `cpu.sample.tally`): how many steps the walker may
-# still make, if any, before it returns, how many are wanted in all, and how many have been made.
-REPEATS, LEFT, MADE = 0, 1, 2
+# still make, if any, before it returns, how many are wanted in all, and how many have been made. Another thread may set
+# INTERRUPT while they run: no step follows the one under way.
+REPEATS, LEFT, MADE, INTERRUPT = 0, 1, 2, 3
 # Numbers by which the text so far changes the logits of a row; COUNTS is 1 where its tokens must be counted for that.
 REPETITION, FREQUENCY, PRESENCE, COUNTS, PENALTIES = 0, 1, 2, 3, 4
 STOPS = 64  # tokens after which no step follows, for each row; -1 where there are fewer

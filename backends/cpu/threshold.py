@@ -185,10 +185,18 @@ class _Threshold:
         with T.serial(1, parts(self.vocab)) as part, T.serial(0, BINS // lanes) as i:
             at = let(self.base + i * lanes)
             store(bins, at, load(bins, at, lanes) + load(bins, at + part * BINS, lanes), lanes)
-        scale = self._first_scale()
-        with T.serial(0, BINS - 1) as i:
-            self.mass[0] = self.mass[0] + self._content(i, 1) * scale[0]
-            self._next_scale(scale)
+        sums, scales = Registers(_SUMS, "float64", 1), Registers(_SUMS, "float64", 1)
+        for j in range(_SUMS):
+            sums[j], scales[j] = const(0.0, "float64"), const(2.0**-_UNIT * math.exp(-j / BINS_PER_E), "float64")
+
+        def add(number: Expr, j: int) -> None:
+            sums[j] = sums[j] + self._content(number, 1) * scales[j]
+            scales[j] = scales[j] * const(math.exp(-_SUMS / BINS_PER_E), "float64")
+
+        for first, count in stages(BINS - 1, _SUMS):  # several sums, which need not wait for each other
+            for j in range(count):
+                add(first + j, j)
+        self.mass[0] = let(sums[0] + sums[1]) + let(sums[2] + sums[3])
 
     def _content(self, number: Expr, by: int) -> Expr:
         """How many tokens a bin has (by 0), or what they weigh together, in the bin's units (by 1)."""

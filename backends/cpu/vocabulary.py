@@ -18,6 +18,8 @@ from .kernel import Expr, Frame, Pointer
 FACTOR, TOP_K, TOP_P, MIN_P, RULE = 0, 1, 2, 3, 4
 BROKEN, IMPOSSIBLE = -1, -2  # in place of a token: the logits hold NaN or infinity; all of them are -infinity
 BLOCK = 2048  # columns whose maximum and sum are kept
+STRIP = 64  # columns of a block whose sum is kept
+STRIPS = BLOCK // STRIP  # of a block
 PART = 8 * BLOCK  # columns of one histogram
 BINS, BINS_PER_E = 512, 16.0  # a bin spans a factor of e^(1/16) in weight; the last takes all that is left
 LEAST = -87.0  # a weight of less than e^-87 is 0

@@ -70,6 +70,7 @@ class ReferenceSampling(ABC):
 
     page_size: int  # tokens
     logits: Array
+    interrupted = False
 
     @abstractmethod
     def run(self, batch: Any) -> Array:
@@ -102,9 +103,14 @@ class ReferenceSampling(ABC):
             steps.append(tokens.tolist())
             if any(token < 0 or token in stop for token, stop in zip(steps[-1], stops, strict=True)):
                 break
+            if self.interrupted:
+                break
             if len(steps) < len(draws):
                 batch = self._next(batch, tokens)
-        return steps
+        return [list(row) for row in zip(*steps, strict=True)]
+
+    def interrupt(self, wanted: bool) -> None:
+        self.interrupted = wanted
 
     def _next(self, batch: Any, tokens: Array) -> Any:
         positions = batch.positions + 1

@@ -30,7 +30,7 @@ class NoText:
     def stream_decoder(self, *, continues: bool = False) -> NoText:
         return self
 
-    def push(self, token: int, /) -> str:
+    def push(self, tokens: Sequence[int], /) -> str:
         return ""
 
     def flush(self) -> str:

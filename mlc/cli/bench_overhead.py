@@ -93,6 +93,7 @@ class _Meter:
     """Stands before the native code of a model and times its calls.
 
     Where one call runs the graph and samples, the sampling is made once more to be timed: it depends on logits alone.
+    What a call takes that does nothing is taken off.
     """
 
     model: LanguageModel
@@ -108,11 +109,13 @@ class _Meter:
         if first >= self.model.program.forward:
             self.turn.sampling += seconds
         elif last > self.model.program.forward:
+            choosing = self.model.choosing
             for _ in range(2):  # the first finds Python's side of a call out of the caches
-                once = self._timed(*memory, self.model.program.forward, self.model.choosing, threads)
-                self.turn.again += once
+                nothing = self._timed(*memory, choosing, choosing, threads)
+                once = self._timed(*memory, self.model.program.forward, choosing, threads)
+                self.turn.again += nothing + once
             self.turn.repeated += 1
-            self.turn.fused += once
+            self.turn.fused += max(0.0, once - nothing)
 
     def _timed(self, *arguments: Any) -> float:
         began = perf_counter()
@@ -143,7 +146,7 @@ def measure_overhead(
 
 
 def _round(driver: Driver, meter: _Meter, streams: int) -> Iterator[_Turn]:
-    """Turn until all answers have ended; those turns that gave each stream tokens, neither its first nor its last."""
+    """Turn until all answers have ended; those turns that gave each stream tokens, but not its first."""
     written = dict[str, int]()
     while not driver.idle:
         meter.turn = turn = _Turn()
@@ -159,6 +162,5 @@ def _round(driver: Driver, meter: _Meter, streams: int) -> Iterator[_Turn]:
             written[output.request] = written.get(output.request, 0) + len(output.tokens)
             turn.steps = len(output.tokens)
         first = [written[output.request] == len(output.tokens) for output in frame.outputs]
-        ended = [output.finish_reason is not None for output in frame.outputs]
-        if len(frame.outputs) == streams and not any(first + ended):
+        if len(frame.outputs) == streams and not any(first):
             yield turn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ def test_what_is_slow_is_charged_to_where_it_is(tiny: Path, streams: int, monkey
     """A pause in the text of each token, in the graph's calls, and in those that choose tokens."""
     monkeypatch.setattr(bench_overhead, "ANSWER", 12)
     monkeypatch.setattr(bench_overhead, "_SECONDS", 0.0)
+    monkeypatch.setattr("mlc.runtime.engine.CALL_SECONDS", PAUSE / 2)
     artifact, tokenizer = Artifact(tiny, threads=1), Tokenizer.open(tiny)
 
     def measured(
@@ -99,12 +100,13 @@ def test_what_is_slow_is_charged_to_where_it_is(tiny: Path, streams: int, monkey
 
         def slow(*arguments: Any) -> None:
             first, last = arguments[:2]
-            time.sleep((graph if first == 0 else 0.0) + (sampling if last > model.program.forward else 0.0))
+            chooses = last > max(first, model.program.forward)
+            time.sleep((graph if first == 0 else 0.0) + (sampling if chooses else 0.0))
             native(*arguments)
 
-        def slow_push(decoder: StreamDecoder, id: int) -> str:
-            time.sleep(text)
-            return push(decoder, id)
+        def slow_push(decoder: StreamDecoder, ids: Sequence[int]) -> str:
+            time.sleep(text * len(ids))
+            return push(decoder, ids)
 
         model.executor.native = slow
         with monkeypatch.context() as patch:

@@ -245,8 +245,8 @@ class _NoText:
     def stream_decoder(self, *, continues: bool = False) -> _NoText:
         return self
 
-    def push(self, token: int) -> str:
-        return chr(0x100 + token)
+    def push(self, tokens: Sequence[int]) -> str:
+        return "".join(chr(0x100 + token) for token in tokens)
 
     def flush(self) -> str:
         return ""

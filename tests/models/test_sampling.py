@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -74,6 +77,49 @@ def test_several_steps_are_one_native_call(artifact, runner, no_text, monkeypatc
     ]
     answers(model, no_text, requests, max_steps=16)
     assert steps[-3:] == [16, 16, 8] and sum(steps) in (41, 42), "the two prompts may take a step each"
+
+
+def test_an_interrupt_ends_a_native_call_with_the_step_it_is_in(artifact, runner, no_text, monkeypatch):
+    monkeypatch.setattr("mlc.runtime.engine.CALL_SECONDS", 1e9)
+    for threads in (1, 2):
+        model = runner(artifact, threads=threads).model
+        executor, native, made = model.executor, model.executor.native, list[int]()
+
+        def watched(*arguments, native=native, executor=executor, made=made):
+            native(*arguments)
+            made.append(int(executor._progress[MADE]))
+
+        executor.native = watched
+        request = Request(PROMPT[:20], SamplingParams(temperature=0.0, max_tokens=130, ignore_eos=True), id="0")
+        whole = answers(model, no_text, [request])
+        assert made[-1] > 100, "all but the first tokens are one call"
+        late = 0
+        for _ in range(200):
+            del made[:]
+            seen = list[int]()
+            interrupter = threading.Thread(target=_interrupt_amid, args=(model, seen))
+            interrupter.start()
+            assert answers(model, no_text, [request]) == whole
+            interrupter.join()
+            model.interrupt(False)
+            cut = next((steps for steps in made if steps >= seen[0]), None)
+            late += cut is not None and seen[0] <= cut <= seen[1] + 1 and cut < 100
+            if late:
+                break
+        assert late, "no call ended with the step in which it was interrupted"
+        model.interrupt(True)
+        del made[:]
+        assert answers(model, no_text, [request]) == whole and set(made) == {1}
+        model.interrupt(False)
+
+
+def _interrupt_amid(model, seen):
+    """Interrupt once several steps of a call are made; `seen` gets how many there were before and after."""
+    progress, end = model.executor._progress, time.monotonic() + 5
+    while not (before := int(progress[MADE])) > 3 and time.monotonic() < end:
+        pass
+    model.interrupt(True)
+    seen += before, int(progress[MADE])
 
 
 def test_a_compiled_model_draws_by_the_definition(artifact, runner):

@@ -5,6 +5,7 @@ Tests import from here as `tests.runtime.conftest`: pytest has loaded it under t
 
 from __future__ import annotations
 
+import codecs
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -90,22 +91,13 @@ class ByteTokenizer:
 
 class ByteDecoder:
     def __init__(self) -> None:
-        self._bytes = b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, token: int) -> str:
-        self._bytes += bytes([token]) if token < 256 else b""
-        for held in range(min(4, len(self._bytes) + 1)):  # at most 3 bytes may begin a character
-            try:
-                text = self._bytes[: len(self._bytes) - held].decode()
-            except UnicodeDecodeError:
-                continue
-            self._bytes = self._bytes[len(self._bytes) - held :]
-            return text
-        return self.flush()
+    def push(self, tokens: Sequence[int]) -> str:
+        return self._decoder.decode(bytes(token for token in tokens if token < 256))
 
     def flush(self) -> str:
-        text, self._bytes = self._bytes.decode(errors="replace"), b""
-        return text
+        return self._decoder.decode(b"", final=True)
 
 
 class Collected:

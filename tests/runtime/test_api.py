@@ -52,8 +52,10 @@ class Template:
 class SlowModel(HashModel):
     """Takes time, and may be told to fail."""
 
+    SECONDS = 0.002
+
     def run(self, batch: Batch) -> NDArray[np.float32]:
-        time.sleep(0.002)
+        time.sleep(self.SECONDS)
         return super().run(batch)
 
 
@@ -136,6 +138,17 @@ def test_threads_and_event_loops_are_served_together() -> None:
         answers = list(pool.map(lambda i: list(engine.complete(f"p{i}", max_tokens=10, **GREEDY).tokens), range(24)))
         assert answers == [expected(f"p{i}".encode(), 10) for i in range(24)]
         assert engine.statistics.steps < 24 * 10, "they ran in common steps"
+
+
+def test_a_request_is_answered_amid_a_call_of_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlc.runtime.engine.CALL_SECONDS", 1e9)
+    monkeypatch.setattr(SlowModel, "SECONDS", 0.01)
+    with make(SlowModel) as engine:
+        stream = engine.stream("abc", max_tokens=120, **GREEDY)
+        next(stream)  # the others come with one call, in more than a second
+        began = time.monotonic()
+        assert engine.complete("x", max_tokens=1, **GREEDY).tokens and time.monotonic() - began < 0.6
+        stream.close()
 
 
 def test_what_is_not_read_to_its_end_is_cancelled() -> None:

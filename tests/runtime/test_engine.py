@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mlc.runtime.batch import Batch
 from mlc.runtime.engine import Engine
 from mlc.runtime.request import Request
 from tests.runtime.conftest import (
@@ -201,6 +202,32 @@ def test_steps_share_a_call_while_nobody_waits_and_none_needs_us_between_them() 
     assert len(model.sizes) - len(sizes) == first + 1  # no step was made in vain
     statistics = one.statistics()
     assert statistics.steps == len(model.sizes) and statistics.computed_tokens == sum(model.sizes)
+
+
+def test_a_call_takes_its_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row of a step takes 10 ms, and a call 60 ms: the pace of the last decoding step tells how many that are."""
+    now, model = [0.0], HashModel()
+
+    def run_on_the_clock(batch: Batch, logits: object) -> None:
+        now[0] += 0.01 * len(batch.tokens)
+
+    monkeypatch.setattr("mlc.runtime.engine.perf_counter", lambda: now[0])
+    monkeypatch.setattr("mlc.runtime.engine.CALL_SECONDS", 0.0601)
+    model.fails = run_on_the_clock
+    one, steps = engine(model, max_steps=256), list[int]()
+
+    def call() -> int:
+        before = len(model.sizes)
+        one.step()
+        return len(model.sizes) - before
+
+    one.submit(Request(prompt(9), replace(GREEDY, max_tokens=34)))
+    steps += [call() for _ in range(4)]
+    one.submit(Request(prompt(9, 1), GREEDY))
+    while not one.idle:
+        steps.append(call())
+    # the first step, then 1 to learn the pace, then 6; with the second prompt 1, then 3 of two rows; alone again
+    assert steps == [1, 1, 6, 6, 1, 3, 3, 3, 2, 3, 5]
 
 
 def test_requests_without_a_seed_differ() -> None:

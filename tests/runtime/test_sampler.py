@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from transformers import (
 from mlc.backends.reference.sample import Listed, ReferenceSampling
 from mlc.errors import GenerationFailed, InvalidRequest
 from mlc.runtime.batch import Batch
+from mlc.runtime.request import TokenLogprobs
 from mlc.runtime.sampler import Draws, Sampled, Sampler, SamplerState
 from mlc.runtime.sampling import SamplingParams
 
@@ -49,16 +50,25 @@ class Given(ReferenceSampling):
         return self.logits
 
 
-def results(rows: NDArray[np.float32], states: Sequence[SamplerState]) -> list[Sampled | Exception]:
+def results(rows: NDArray[np.float32], states: Sequence[SamplerState]) -> list[Sampled]:
     model = Given(rows)
     return Sampler(model).sample(model.logits, states)
 
 
-def sample(x: NDArray[np.float32], *states: SamplerState) -> list[Sampled]:
-    for result in (made := results(np.tile(x, (len(states), 1)), states)):
-        if isinstance(result, Exception):
-            raise result
-    return [result for result in made if isinstance(result, Sampled)]
+@dataclass(frozen=True)
+class Token:
+    token: int
+    told: TokenLogprobs | None
+
+
+def sample(x: NDArray[np.float32], *states: SamplerState) -> list[Token]:
+    made = list[Token]()
+    for (token, *others), logprobs, failure in results(np.tile(x, (len(states), 1)), states):
+        if failure is not None:
+            raise failure
+        assert not others
+        made.append(Token(token, logprobs[0] if logprobs is not None else None))
+    return made
 
 
 def drawn(x: NDArray[np.float32], params: SamplingParams, draws: Sequence[float]) -> list[int]:
@@ -145,15 +155,23 @@ def test_the_frequencies_of_a_seeded_run_pass_a_chi_square_test() -> None:
     assert chi_square < 43.8  # the 0.1 % point for 19 degrees of freedom
 
 
+def uniform(seed: int, choice: int, first: int, count: int) -> list[float]:
+    out = np.full((count, 2), -1.0)
+    Draws(seed, choice).take(first, out[:, 1])
+    assert (out[:, 0] == -1).all()
+    values: list[float] = out[:, 1].tolist()
+    return values
+
+
 def test_uniform_numbers_are_even_and_depend_on_seed_choice_and_index_alone() -> None:
-    draws = Draws(7, 0)
-    values = [draws[i] for i in range(10_000)]
+    values = uniform(7, 0, 0, 10_000)
     assert all(0.0 <= value < 1.0 for value in values)
     counts = np.histogram(values, bins=20, range=(0, 1))[0]
     assert ((counts - 500.0) ** 2 / 500.0).sum() < 43.8
     assert len(set(values)) == len(values)  # no block repeats another
-    assert [Draws(7, 0)[i] for i in (777, 3, 64, 63)] == [values[i] for i in (777, 3, 64, 63)]
-    others = [Draws(8, 0)[5], Draws(7, 1)[5], Draws(7 + 2**32, 0)[5], Draws(-7, 0)[5]]
+    for first, count in ((777, 1), (3, 200), (64, 64), (63, 2), (128, 0)):
+        assert uniform(7, 0, first, count) == values[first : first + count]
+    others = [uniform(seed, choice, 5, 1)[0] for seed, choice in ((8, 0), (7, 1), (7 + 2**32, 0), (-7, 0))]
     assert len({values[5], *others}) == 5
 
 
@@ -215,12 +233,12 @@ def test_penalties_follow_their_definition_as_the_answer_grows(params: SamplingP
         Listed(one).adjust(x)
         np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-5)
         answer.append(int(rng.integers(40)))
-        one.record(answer[-1])
+        one.record(answer[-1:])
 
 
 def test_the_repetition_penalty_is_that_of_transformers() -> None:
     x, one = logits(40), state(SamplingParams(repetition_penalty=1.7))
-    one.record(9)
+    one.record([9])
     ids = torch.tensor([[*PROMPT.tolist(), 9]])
     expected = RepetitionPenaltyLogitsProcessor(1.7)(ids, torch.from_numpy(x.copy())[None])[0].numpy()
     Listed(one).adjust(x)
@@ -247,21 +265,21 @@ def test_log_probabilities_are_those_of_the_model_whatever_the_sampling() -> Non
         best, ids = torch.topk(expected, 20)
         params = SamplingParams(temperature=0.3, top_k=5, presence_penalty=2.0, logit_bias={3: 100.0}, logprobs=20)
         result = sample(x, state(params))[0]
-        assert result.token == 3 and result.logprob == pytest.approx(float(expected[3]), abs=1e-4)
-        assert [token for token, _ in result.top] == ids.tolist()
-        np.testing.assert_allclose([value for _, value in result.top], best.numpy(), atol=1e-4)
+        assert result.token == 3 and result.told is not None
+        assert result.told.logprob == pytest.approx(float(expected[3]), abs=1e-4)
+        assert [token for token, _ in result.told.top] == ids.tolist()
+        np.testing.assert_allclose([value for _, value in result.told.top], best.numpy(), atol=1e-4)
 
 
 def test_as_many_alternatives_are_reported_as_asked_for() -> None:
     x = logits(8)
     for count, reported in ((0, 0), (3, 3), (20, 8)):
-        result = sample(x, state(SamplingParams(temperature=0, logprobs=count)))[0]
-        assert result.logprob is not None and len(result.top) == reported
-    plain = sample(x, state(SamplingParams(temperature=0)))[0]
-    assert plain.logprob is None and plain.top == ()
+        told = sample(x, state(SamplingParams(temperature=0, logprobs=count)))[0].told
+        assert told is not None and len(told.top) == reported
+    assert sample(x, state(SamplingParams(temperature=0)))[0].told is None
     x[2] = -np.inf
-    masked = sample(x, state(SamplingParams(temperature=0, logprobs=20)))[0]
-    assert len(masked.top) == 7 and all(math.isfinite(value) for _, value in masked.top)
+    told = sample(x, state(SamplingParams(temperature=0, logprobs=20)))[0].told
+    assert told is not None and len(told.top) == 7 and all(math.isfinite(value) for _, value in told.top)
 
 
 def test_a_row_gives_the_same_token_alone_and_among_others() -> None:
@@ -280,15 +298,15 @@ def test_a_row_that_fails_leaves_the_others_alone(bad: float) -> None:
     rows = np.stack([logits(100), logits(100), logits(100)])
     rows[1, 77] = bad
     first, second, third = results(rows, [state(SamplingParams(temperature=0)) for _ in range(3)])
-    assert isinstance(second, GenerationFailed) and "not finite" in str(second)
-    assert first == third == Sampled(int(logits(100).argmax()), None, ())
+    assert isinstance(second.failure, GenerationFailed) and "not finite" in str(second.failure) and not second.tokens
+    assert first == third == Sampled((int(logits(100).argmax()),))
 
 
 def test_a_request_that_leaves_no_token_possible_fails_with_the_reason() -> None:
     x = np.array([-np.inf, 1.0], np.float32)[None]
     one = state(SamplingParams(temperature=0, min_tokens=1), stop_ids=(1,))
     (result,) = results(x, [one])
-    assert isinstance(result, GenerationFailed) and "no token possible" in str(result)
+    assert isinstance(result.failure, GenerationFailed) and "no token possible" in str(result.failure)
 
 
 def test_logits_of_another_number_of_rows_are_refused() -> None:

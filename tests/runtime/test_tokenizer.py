@@ -13,6 +13,7 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, Regex, pre_tokenizers
 
+import mlc
 from mlc.errors import BadCheckpoint, InputError, InvalidRequest, UnsupportedModel
 from mlc.frontend.checkpoints.gguf import Gguf
 from mlc.frontend.checkpoints.gguf_tokenizer import WORDS, write_tokenizer
@@ -224,7 +225,7 @@ def test_a_stream_gives_the_text_that_decode_gives(name: str, opened: Callable[[
     for _ in range(500):
         ids, skip = random_ids(tokenizer, rng), rng.random() < 0.5
         decoder = tokenizer.stream_decoder(skip_special=skip)
-        pieces = [decoder.push(id) for id in ids]
+        pieces = [decoder.push([id]) for id in ids]
         assert "".join(pieces) + decoder.flush() == tokenizer.decode(ids, skip_special=skip), ids
 
 
@@ -244,14 +245,28 @@ def test_decode_agrees_with_the_library_wherever_the_bytes_are_text(
     assert compared > 100
 
 
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_stream_takes_many_tokens_at_once_and_ids_that_nobody_knows(skip: bool) -> None:
+    tokenizer = Tokenizer.open(Path(mlc.__file__).parent / "bundled")
+    rng = random.Random(6)
+    for _ in range(200):
+        ids = [rng.choice((*random_ids(tokenizer, rng), len(all_ids(tokenizer)), 10**9)) for _ in range(20)]
+        decoder, text, left = tokenizer.stream_decoder(skip_special=skip), "", ids
+        while left:
+            count = rng.randrange(1, 9)
+            text += decoder.push(left[:count])
+            left = left[count:]
+        assert text + decoder.flush() == tokenizer.decode(ids, skip_special=skip), ids
+
+
 def test_a_character_comes_when_its_last_byte_is_there(opened: Callable[[str], Tokenizer]) -> None:
     tokenizer = opened("stories260k")
     ids = tokenizer.encode("🦙!", bos=False)
     decoder = tokenizer.stream_decoder()
-    assert [decoder.push(id) for id in ids] == ["", "", "", "", "🦙", "!"]
+    assert [decoder.push([id]) for id in ids] == ["", "", "", "", "🦙", "!"]
     assert decoder.flush() == ""
     decoder = tokenizer.stream_decoder()
-    assert [decoder.push(id) for id in ids[:3]] == ["", "", ""]
+    assert [decoder.push([id]) for id in ids[:3]] == ["", "", ""]
     assert decoder.flush() == "\ufffd"
 
 
@@ -260,7 +275,7 @@ def test_the_blank_that_begins_a_text_is_kept_where_a_text_continues(opened: Cal
     ids = tokenizer.encode("there was", bos=False)
     for continues, text in ((False, "there was"), (True, " there was")):
         decoder = tokenizer.stream_decoder(continues=continues)
-        assert "".join(map(decoder.push, ids)) == text
+        assert decoder.push(ids) == text
 
 
 # files

@@ -7,7 +7,7 @@ from ...program import ADVANCE, Guard, Ref
 from ..penalties import penalize, remember
 from ..sample import advance, draw, kept_masses, most_probable, row_peaks, tally
 from ..threshold import histogram, threshold
-from ..vocabulary import BINS, blocks, parts
+from ..vocabulary import BINS, STRIPS, blocks, parts
 from .context import MANY, PAGE, CpuLowering, width
 
 
@@ -32,6 +32,7 @@ def lower_sampling(x: CpuLowering) -> None:
         "least": x.temporary(rows, 4),
         "last": x.temporary(rows, 4),
         "masses": x.temporary(of_blocks, 4),
+        "strips": x.temporary(size_of("r", blocks(vocab) * STRIPS), 4),
     }
     lists = {name: Ref("step", name) for name in ("penalties", "listed", "ids", "counts", "biases")}
     penalized, of_lists = Guard(("penalized",), 1, 1), {"rows": rows, "room": ("room",)}

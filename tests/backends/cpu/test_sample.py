@@ -14,7 +14,7 @@ from mlc.backends.cpu.kernel import Kernel
 from mlc.backends.cpu.sample import advance, draw, kept_masses, most_probable, row_peaks, tally
 from mlc.backends.cpu.sync import STOPS
 from mlc.backends.cpu.threshold import histogram, threshold
-from mlc.backends.cpu.vocabulary import BINS, BLOCK, PART, blocks, parts
+from mlc.backends.cpu.vocabulary import BINS, BLOCK, PART, STRIPS, blocks, parts
 from mlc.backends.reference.sample import distribution, sample
 from tests.backends.cpu.conftest import RunKernel
 
@@ -75,6 +75,7 @@ class Kernels:
             "least": ((r,), np.float32),
             "last": ((r,), np.int32),
             "masses": ((r, blocks(self.vocab)), np.float32),
+            "strips": ((r, blocks(self.vocab), STRIPS), np.float32),
         }
         for kernel in self.list:
             names = [p.name for p in kernel.pointers]
@@ -211,23 +212,24 @@ def test_the_next_step_of_sequences_that_decode(run_kernel: RunKernel, plain: in
 
 @pytest.mark.parametrize(
     ("chosen", "before", "after"),
-    [  # repeats, steps left, steps made
-        ([5, 6], (3, 4, 1), [2, 3, 2]),
-        ([5, 6], (0, 4, 1), [0, 3, 2]),
-        ([5, 6], (0, 1, 3), [0, 0, 4]),
-        ([5, 64], (3, 4, 1), [0, 0, 2]),  # a stop of the row
-        ([64, 6], (3, 4, 1), [2, 3, 2]),  # of another one
-        ([-2, 6], (3, 4, 1), [0, 0, 2]),
+    [  # repeats, steps left, steps made, whether to end now
+        ([5, 6], (3, 4, 1, 0), [2, 3, 2, 0]),
+        ([5, 6], (0, 4, 1, 0), [0, 3, 2, 0]),
+        ([5, 6], (0, 1, 3, 0), [0, 0, 4, 0]),
+        ([5, 64], (3, 4, 1, 0), [0, 0, 2, 0]),  # a stop of the row
+        ([64, 6], (3, 4, 1, 0), [2, 3, 2, 0]),  # of another one
+        ([-2, 6], (3, 4, 1, 0), [0, 0, 2, 0]),
+        ([5, 6], (3, 4, 1, 1), [0, 0, 2, 1]),
     ],
 )
-def test_no_step_follows_a_stop(
+def test_no_step_follows_a_stop_or_an_interrupt(
     run_kernel: RunKernel, isa: Isa, tallies: dict[Isa, Kernel], chosen: list[int], before: Any, after: list[int]
 ) -> None:
     stops = np.full((2, STOPS), -1, np.int32)
     stops[0, :2], stops[1] = (7, 8), np.arange(STOPS)[::-1] + 63
     history = np.zeros((5, 2), np.int32)
     given = {"chosen": np.array(chosen, np.int32), "stops": stops, "progress": np.array(before, np.int32)}
-    outputs: dict[str, Any] = {"progress": ((3,), np.int32), "history": ((5, 2), np.int32)}
+    outputs: dict[str, Any] = {"progress": ((4,), np.int32), "history": ((5, 2), np.int32)}
     kernel = tallies.setdefault(isa, tally(isa))
     made = run_kernel(kernel, given | {"history": history}, {"rows": 2}, outputs=outputs, isa=isa)
     assert made["progress"].tolist() == after

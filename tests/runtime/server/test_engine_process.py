@@ -230,3 +230,19 @@ def test_commands_survive_any_cutting_of_the_bytes() -> None:
     request = submit.request()
     assert list(request.tokens) == list(range(50)) and (request.n, request.salt, request.id) == (2, "s", "7")
     assert request.params == SamplingParams(seed=2**64 - 1, stop=["ü"], logit_bias={3: -1.5})
+
+
+def test_a_request_is_answered_amid_a_call_of_many_steps() -> None:
+    async def main() -> None:
+        async with engine(delay=0.01, call_seconds=1e9) as process:
+            event = asyncio.Event()
+            stream = process.open([prompt("abc", LONG)], event)  # calls of 256 steps take 2.5 seconds
+            async for _ in stream.pieces(event):
+                break
+            began = monotonic()
+            (text,) = await texts(process, prompt("xyz", SamplingParams(temperature=0, max_tokens=1)))
+            assert text and monotonic() - began < 1
+            stream.close()
+            await until(lambda: process.statistics.pages_free == 512, 1)
+
+    asyncio.run(main())

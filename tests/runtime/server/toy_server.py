@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+import mlc.runtime.engine
 from mlc.backends.reference.sample import ReferenceSampling
 from mlc.errors import BadConfig, InvalidRequest
 from mlc.runtime.batch import Batch
@@ -75,8 +76,8 @@ class ToyDecoder:
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, token: int) -> str:
-        return self._decoder.decode(bytes([token]) if token < END else b"")
+    def push(self, tokens: Sequence[int]) -> str:
+        return self._decoder.decode(bytes(token for token in tokens if token < END))
 
     def flush(self) -> str:
         return self._decoder.decode(b"", True)
@@ -122,9 +123,16 @@ class ToyTemplate:
 
 
 def open_engine(
-    pages: int = 512, delay: float = 0.0, settings: EngineSettings | None = None, fail: str = "", opening: float = 0.0
+    pages: int = 512,
+    delay: float = 0.0,
+    settings: EngineSettings | None = None,
+    fail: str = "",
+    opening: float = 0.0,
+    call_seconds: float | None = None,
 ) -> Engine:
     time.sleep(opening)
+    if call_seconds is not None:
+        mlc.runtime.engine.CALL_SECONDS = call_seconds
     if fail:
         raise BadConfig(fail)
     return Engine(ToyModel(pages, delay), ToyTokenizer(), settings)
