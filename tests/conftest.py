@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import mlc
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +20,28 @@ def assets() -> Path:
     if not path.is_dir():
         pytest.skip(f"no test assets at {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def onnx_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A Python that has ONNX Runtime GenAI and what its model builder needs, and the bundled model as it builds it."""
+    python = os.environ.get("ORT_PYTHON", sys.executable)
+    look = "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))"
+    packages = ("onnxruntime_genai", "onnx_ir", "torch", "transformers")
+    if subprocess.run([python, "-c", look, *packages]).returncode:
+        pytest.skip(f"set ORT_PYTHON to a Python that has {', '.join(packages)}")
+    folder = tmp_path_factory.mktemp("onnx")
+    bundled = Path(mlc.__file__).parent / "bundled"
+    builder = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(bundled), "-c", str(folder / "cache")]
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(
+        [*builder, "-o", str(folder / "model"), "-p", "fp32", "-e", "cpu"],
+        env={**kept, "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"},
+        capture_output=True,
+        timeout=300,
+        check=True,
+    )
+    return python, folder / "model"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
