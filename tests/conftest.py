@@ -22,14 +22,25 @@ def assets() -> Path:
     return path
 
 
+def _python_with(variable: str, *packages: str) -> str:
+    """The Python that the variable names, or this one. Skips the test where it has not all packages."""
+    python = os.environ.get(variable, sys.executable)
+    look = "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))"
+    if subprocess.run([python, "-c", look, *packages]).returncode:
+        pytest.skip(f"set {variable} to a Python that has {', '.join(packages)}")
+    return python
+
+
+@pytest.fixture(scope="session")
+def openvino_python() -> str:
+    """A Python that has OpenVINO GenAI."""
+    return _python_with("OPENVINO_PYTHON", "openvino_genai")
+
+
 @pytest.fixture(scope="session")
 def onnx_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A Python that has ONNX Runtime GenAI and what its model builder needs, and the bundled model as it builds it."""
-    python = os.environ.get("ORT_PYTHON", sys.executable)
-    look = "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))"
-    packages = ("onnxruntime_genai", "onnx_ir", "torch", "transformers")
-    if subprocess.run([python, "-c", look, *packages]).returncode:
-        pytest.skip(f"set ORT_PYTHON to a Python that has {', '.join(packages)}")
+    python = _python_with("ORT_PYTHON", "onnxruntime_genai", "onnx_ir", "torch", "transformers")
     folder = tmp_path_factory.mktemp("onnx")
     bundled = Path(mlc.__file__).parent / "bundled"
     builder = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(bundled), "-c", str(folder / "cache")]

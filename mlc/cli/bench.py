@@ -95,7 +95,7 @@ def bench(
         str | None,
         typer.Option(
             "--vs",
-            help="Time another engine by turns with this one: llama.cpp, onnxruntime.",
+            help="Time another engine by turns with this one: llama.cpp, onnxruntime, openvino.",
             rich_help_panel=_PEER,
             metavar="PEER",
         ),

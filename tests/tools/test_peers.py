@@ -10,9 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
 
 import mlc
+from mlc.tools.make_model import Shape, write
 from mlc.tools.peers import serve
 from mlc.tools.peers.base import SWITCH_ON, BasePeer, Option, Timer
 
@@ -116,55 +120,89 @@ def test_a_peer_may_be_called_like_the_library_it_drives(tmp_path: Path) -> None
     assert json.loads(done.stdout) == {"ok": {"red": [0.0, 1.0, 1], "kin": "kin"}}
 
 
-# Sequences after `fill`, after each of two `decode`, and after `prefill` of each prompt.
+TEXTS = (
+    "A girl found a red stone in the garden. She put it into her pocket and ran home to show it to her brother",
+    "Once upon a time there was a small robot who lived by the sea. Every morning it walked to the harbour",
+    "The king asked the fox where the gold was. The fox did not know, but it said that the river had taken it",
+)
+
+# Sequences after each of two `decode`, and after `prefill` of each prompt.
 DRIVE = """
 import contextlib, json, sys
 sys.path.insert(0, sys.argv[1])
 import serve
-model, prompts, steps = json.loads(sys.argv[3])
-peer = serve.load(sys.argv[2])
-peer.open(model, 2, {})
-peer.setup("decode", len(prompts[0]) + steps + 1, len(prompts))
+name, model, options, prompts, steps = json.loads(sys.argv[2])
+peer = serve.load(name)
+peer.open(model, 2, options)
+def sequences(prompts):
+    if name == "openvino":
+        return [prompt + written for prompt, written in zip(prompts, peer.written, strict=True)]
+    return [peer.generator.get_sequence(i).tolist() for i in range(len(prompts))]
 told = []
-def tell():
-    told.append([peer.generator.get_sequence(i).tolist() for i in range(peer.streams)])
-peer.streams = len(prompts)
-peer.fill(prompts); tell()
+peer.setup("decode", len(prompts[0]) + steps + 1, len(prompts))
+peer.fill(prompts)
 for _ in range(2):
-    peer.decode(contextlib.nullcontext(), steps); tell()
+    peer.decode(contextlib.nullcontext(), steps)
+    told.append(sequences(prompts))
 peer.setup("prefill", len(prompts[0]) + 1, 1)
-peer.streams = 1
 for prompt in prompts:
-    peer.prefill(contextlib.nullcontext(), prompt); tell()
+    peer.prefill(contextlib.nullcontext(), prompt)
+    told.append(sequences([prompt]))
 print(json.dumps(told))
 """
+
+
+def check_tokens(
+    python: str, name: str, model: Path, options: dict[str, str], streams: int, *, eps: float, eos: int
+) -> None:
+    """The tokens of each step are those of transformers, whenever it is asked: a prompt forgotten, a step too few or
+    one from the wrong place would show.
+    """
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    tokenizer = Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
+    prompts = [tokenizer.encode(text).ids[:24] for text in TEXTS[:streams]]
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32, rms_norm_eps=eps)
+    asked = {"max_new_tokens": 9, "min_new_tokens": 9, "do_sample": False, "pad_token_id": 0, "eos_token_id": eos}
+    expected = oracle.generate(torch.tensor(prompts), **asked).tolist()
+    here, order = str(Path(serve.__file__).parent), json.dumps([name, str(model), options, prompts, 8])
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([python, "-c", DRIVE, here, order], capture_output=True, text=True, timeout=120, env=bare)
+    assert done.returncode == 0, done.stderr
+    first, second, *prefilled = json.loads(done.stdout)
+    assert first == second == expected
+    assert prefilled == [[row[:25]] for row in expected]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("streams", [1, 3])
 def test_onnxruntime_writes_what_the_model_does(onnx_model: tuple[str, Path], streams: int) -> None:
-    """The tokens of each step are those of transformers, whenever it is asked: a prompt forgotten, a step too few or
-    one from the wrong place would show.
-    """
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     python, folder = onnx_model
-    prompts = [[(300 + 17 * s + 5 * i) % 1500 + 3 for i in range(40)] for s in range(streams)]
-    oracle = transformers.AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32)
-    expected = oracle.generate(
-        torch.tensor(prompts), max_new_tokens=13, min_new_tokens=13, do_sample=False, pad_token_id=0
-    ).tolist()
-    here = str(Path(serve.__file__).parent)
-    order = json.dumps([str(folder), prompts, 12])
-    done = subprocess.run(
-        [python, "-c", DRIVE, here, "onnxruntime", order], capture_output=True, text=True, timeout=120, env=_bare()
-    )
-    assert done.returncode == 0, done.stderr
-    filled, first, second, *prefilled = json.loads(done.stdout)
-    assert filled == [row[:41] for row in expected]
-    assert first == second == expected
-    assert prefilled == [[row[:41]] for row in expected]
+    check_tokens(python, "onnxruntime", folder, {}, streams, eps=1e-5, eos=2)
 
 
-def _bare() -> dict[str, str]:
-    """Another interpreter must not find our packages."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+@pytest.fixture(scope="module")
+def gguf_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model as a GGUF file."""
+    pytest.importorskip("gguf")
+    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    weights = load_file(BUNDLED / "model.safetensors")
+    names = {"token_embd": "embed_tokens", "output_norm": "norm", "attn_norm": "input_layernorm"}
+    names |= {"ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj", "blk": "layers"}
+    names |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"}
+    names |= {f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")}
+
+    def values(tensor: str, size: tuple[int, ...]) -> np.ndarray:
+        array = weights[".".join(["model", *(names.get(part, part) for part in tensor.split("."))])]
+        if "attn_q" in tensor or "attn_k" in tensor:  # the pairs that RoPE turns are neighbours in this format
+            array = array.reshape(-1, 2, 16, size[1]).swapaxes(1, 2).reshape(size)
+        assert array.shape == size
+        return array.astype(np.float32)
+
+    write(Shape("llama", 5, 192, 6, 2, 32, 384, 1536, 1024, 1e4, "llama-bpe"), path, "bundled", values)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", [1, 3])
+def test_openvino_writes_what_the_model_does(openvino_python: str, gguf_model: Path, streams: int) -> None:
+    check_tokens(openvino_python, "openvino", gguf_model, {"kv": "f32"}, streams, eps=1e-6, eos=1535)

@@ -39,8 +39,8 @@ class BasePeer(ABC):
 
     name: ClassVar[str]
     known: ClassVar[Mapping[str, Option]]
-    tried: ClassVar[str]  # the option that may be `trial`
-    candidates: ClassVar[Mapping[str, Sequence[str]]]  # prefill or decode -> the values that a trial chooses from
+    tried: ClassVar[str] = ""  # the option that may be `trial`, if one may
+    candidates: ClassVar[Mapping[str, Sequence[str]]] = {}  # prefill or decode -> the values that a trial chooses from
 
     options: Mapping[str, str]
     threads: int
@@ -53,7 +53,7 @@ class BasePeer(ABC):
 
     def setup(self, kind: str, context: int, streams: int) -> dict[str, Any]:
         settings = dict(self.options)
-        if settings[self.tried] == "trial":
+        if settings.get(self.tried) == "trial":
             several = [{**settings, self.tried: value} for value in self.candidates[kind]]
             settings = several[0]
             if len(several) > 1:
