@@ -21,6 +21,7 @@ import openvino_genai as genai  # noqa: E402
 
 _IR = "openvino_model.xml"
 _BATCH = 1 << 16  # tokens of a step: prompts are read whole
+_UNTIMED = nullcontext()
 
 
 class Peer(BasePeer):
@@ -51,22 +52,29 @@ class Peer(BasePeer):
         """Nothing: the cache grows by itself, and keeps its size."""
 
     def prefill(self, span: Timer, prompt: Sequence[int]) -> None:
-        self._write(nullcontext(), [prompt], 1, reading=span)
+        self._write([prompt], 1, reading=span)
 
     def fill(self, prompts: Sequence[Sequence[int]]) -> None:
         """A request cannot go on after its end, so `decode` reads them."""
         self.prompts = prompts
 
     def decode(self, span: Timer, tokens: int) -> None:
-        self._write(span, self.prompts, tokens + 1)
+        self._write(self.prompts, tokens + 1, writing=span)
 
-    def _write(self, span: Timer, prompts: Sequence[Sequence[int]], tokens: int, reading: Timer | None = None) -> None:
-        """A new request for each prompt: its first token untimed, all others in the span."""
+    def _write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        *,
+        reading: Timer = _UNTIMED,
+        writing: Timer = _UNTIMED,
+    ) -> None:
+        """A new request for each prompt. `reading` ends with the first token of each, `writing` with the last."""
         config = genai.GenerationConfig(
-            max_new_tokens=tokens, min_new_tokens=tokens, ignore_eos=True, do_sample=False, apply_chat_template=False
+            max_new_tokens=tokens, ignore_eos=True, do_sample=False, apply_chat_template=False
         )
         inputs = [openvino.Tensor(np.array([prompt], np.int64)) for prompt in prompts]
-        with reading or nullcontext():
+        with reading:
             handles = []
             for tensor in inputs:
                 handles.append(self.pipeline.add_request(self.requests, tensor, config))
@@ -75,7 +83,7 @@ class Peer(BasePeer):
         self.written = [_tokens(handle) for handle in handles]
         if {len(written) for written in self.written} != {1}:
             raise RuntimeError(f"OpenVINO did not read {len(prompts)} prompts of {len(prompts[0])} tokens in one step")
-        with span:
+        with writing:
             while self.pipeline.has_non_finished_requests():
                 self.pipeline.step()
         for written, handle in zip(self.written, handles, strict=True):
