@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,11 @@ def tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "output_norm.weight", (hidden,)
 
 
-def write(shape: Shape, path: Path, name: str) -> None:
-    """The model as a GGUF file: matrices F16, norms F32, a vocabulary of bytes and fillers."""
+def write(shape: Shape, path: Path, name: str, values: Callable[[str, tuple[int, ...]], Array] | None = None) -> None:
+    """The model as a GGUF file: matrices F16, norms F32, a vocabulary of bytes and fillers.
+
+    `values` gives the float32 numbers of a tensor by its name and shape; random ones without it.
+    """
     import gguf
 
     writer = gguf.GGUFWriter(str(path), shape.architecture)
@@ -76,14 +79,23 @@ def write(shape: Shape, path: Path, name: str) -> None:
     writer.add_rope_freq_base(shape.theta)
     writer.add_vocab_size(shape.vocab)
     _add_vocabulary(writer, shape, gguf.TokenType)
-    random = np.random.default_rng(0)
+    values = values or _random()
     for tensor, size in tensors(shape):
-        values = random.standard_normal(size, np.float32) * np.float32(_DEVIATION)
-        writer.add_tensor(tensor, values + np.float32(1) if len(size) == 1 else values.astype(np.float16))
+        matrix = len(size) > 1
+        writer.add_tensor(tensor, values(tensor, size).astype(np.float16 if matrix else np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _random() -> Callable[[str, tuple[int, ...]], Array]:
+    random = np.random.default_rng(0)
+
+    def values(_: str, size: tuple[int, ...]) -> Array:
+        return random.standard_normal(size, np.float32) * np.float32(_DEVIATION) + np.float32(len(size) == 1)
+
+    return values
 
 
 def _add_vocabulary(writer: Any, shape: Shape, kinds: Any) -> None:

@@ -94,7 +94,10 @@ def bench(
     vs: Annotated[
         str | None,
         typer.Option(
-            "--vs", help="Time another engine by turns with this one: llama.cpp.", rich_help_panel=_PEER, metavar="PEER"
+            "--vs",
+            help="Time another engine by turns with this one: llama.cpp, onnxruntime, openvino.",
+            rich_help_panel=_PEER,
+            metavar="PEER",
         ),
     ] = None,
     vs_model: Annotated[

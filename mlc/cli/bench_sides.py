@@ -20,7 +20,7 @@ class Participant:
 
     name: str
     command: tuple[str, ...]
-    model: Path  # a compiled model's folder, or a file
+    model: Path  # a folder, or a file
     threads: int | None
     options: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -61,7 +61,7 @@ def peer(name: str, model: str | None, python: str | None, threads: int | None, 
 
     command = peer_command(name, python)
     if model is None:
-        raise BadConfig(f"--vs {name} needs --vs-model FILE: the same model in the format that {name} reads")
+        raise BadConfig(f"--vs {name} needs --vs-model: the same model in the format that {name} reads")
     if not Path(model).exists():
         raise InputError(f"--vs-model {model} does not exist")
     options: dict[str, str] = {}

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from mlc.tools.make_model import Shape, write
 from mlc.tools.peers import serve
+from mlc.tools.workers import peers
 
 Mlc = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -89,10 +91,10 @@ def test_people_get_a_table(cli: Mlc, tiny: Path, played: tuple[str, ...]) -> No
 
 def test_what_cannot_be_compared_is_said_before_anything_is_timed(cli: Mlc, tiny: Path, tmp_path: Path) -> None:
     here = ("bench", "-m", tiny, "--vs", "llama.cpp")
-    assert "--vs llama.cpp needs --vs-model FILE" in cli(*here).stderr
+    assert "--vs llama.cpp needs --vs-model" in cli(*here).stderr
     assert "no.gguf does not exist" in cli(*here, "--vs-model", "no.gguf").stderr
     assert "'flash' is not NAME=VALUE" in cli(*here, "--vs-model", tiny, "--vs-set", "flash").stderr
-    assert "mlc can compare with llama.cpp" in cli("bench", "-m", tiny, "--vs", "other").stderr
+    assert "mlc can compare with llama.cpp, onnxruntime, openvino" in cli("bench", "-m", tiny, "--vs", "other").stderr
     assert "--streams 999 is more than" in cli("bench", "-m", tiny, "--streams", "999").stderr
 
 
@@ -123,3 +125,48 @@ def test_llama_cpp_itself_can_be_timed(cli: Mlc, assets: Path) -> None:
     assert all(rate > 0 for r in theirs["results"] for rate in r["rates"])
     wrong = cli("bench", "-m", model, *SIZES, *vs, "--vs-set", "flash=maybe")
     assert "llama.cpp: ValueError: flash is maybe; expected on or off or trial" in wrong.stderr
+
+
+def test_onnxruntime_itself_can_be_timed(cli: Mlc, tiny: Path, onnx_model: tuple[str, Path]) -> None:
+    python, model = onnx_model
+    vs = ("--vs", "onnxruntime", "--vs-model", model, "--vs-python", python)
+    sizes = (*SIZES, "--streams", "1,3", "--start", "--no-limits")
+    told = json.loads(cli("bench", "-m", tiny, *sizes, *vs, "--vs-threads", "1", "--json").stdout)
+    theirs = told["vs"]
+    assert theirs["name"] == "ONNX Runtime" and "onnxruntime-genai " in theirs["version"]
+    assert theirs["vocab"] == told["vocab"] and len(theirs["results"]) == 5 and told["restless"] == []
+    for result in theirs["results"]:
+        assert min(result["rates"]) > 0
+        assert result["settings"] == {"chunk": "off", "spin": "on", "prepack": "on", "threads": 1} | (
+            {"chunk": result["settings"]["chunk"]} if result["test"] == "prefill" else {}
+        )
+    assert theirs["start"]["peak"] >= theirs["start"]["resident"] > 0
+    shown = cli("bench", "-m", tiny, *SIZES, *vs, "--vs-set", "spin=off", "--vs-set", "chunk=8", "--no-limits").stdout
+    assert "chunk 8, spin off, prepack on" in shown
+    wrong = cli("bench", "-m", tiny, *SIZES, *vs, "--vs-set", "flash=on").stderr
+    assert "onnxruntime has no option flash; there are chunk, spin, prepack" in wrong
+    vs = ("--vs", "onnxruntime", "--vs-model", tiny, "--vs-python", python)
+    assert "is no folder with a genai_config.json; `python -m" in cli("bench", "-m", tiny, *SIZES, *vs).stderr
+
+
+def test_openvino_itself_can_be_timed(cli: Mlc, tiny: Path, openvino_python: str, tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    write(Shape("qwen3", 2, 64, 4, 2, 16, 96, 300, 512, 1e6, "qwen2"), model, "small")
+    vs = ("--vs", "openvino", "--vs-python", openvino_python, "--no-limits", "--vs-model")
+    told = json.loads(cli("bench", "-m", tiny, *SIZES, "--streams", "1,3", "--start", *vs, model, "--json").stdout)
+    theirs = told["vs"]
+    assert theirs["name"] == "OpenVINO" and theirs["vocab"] == 300 and len(theirs["results"]) == 5
+    for result in theirs["results"]:
+        assert min(result["rates"]) > 0 and result["settings"].keys() == {"kv", "mmap", "threads"}
+    assert theirs["start"]["peak"] >= theirs["start"]["resident"] > 0
+    wrong = cli("bench", "-m", tiny, *SIZES, *vs, model, "--vs-set", "kv=q4").stderr
+    assert "openvino: ValueError: kv is q4; expected u8 or f16 or f32" in wrong
+    assert (
+        "is neither a GGUF file nor a folder with an openvino_model.xml"
+        in cli("bench", "-m", tiny, *SIZES, *vs, tiny).stderr
+    )
+
+
+def test_the_help_names_every_peer(cli: Mlc) -> None:
+    shown = " ".join(cli("bench", "--help").stdout.split())
+    assert f"by turns with this one: {', '.join(peers())}." in shown.replace("│ │ ", "")

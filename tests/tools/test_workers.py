@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -148,14 +149,25 @@ def test_another_python_does_not_see_the_packages_of_this_one(tmp_path: Path, mo
 
 
 def test_a_peer_is_a_file_and_others_do_not_exist() -> None:
-    assert peers() == {"llama.cpp": "llamacpp"}
-    with pytest.raises(InputError, match=r"'vllm' is unknown; mlc can compare with llama\.cpp"):
+    assert peers() == {"llama.cpp": "llamacpp", "onnxruntime": "onnxruntime", "openvino": "openvino"}
+    with pytest.raises(InputError, match=r"'vllm' is unknown; mlc can compare with llama\.cpp, onnxruntime, openvino$"):
         peer_command("vllm", None)
 
 
 def test_a_python_that_does_not_exist_is_one_message() -> None:
     with pytest.raises(InputError, match=r"llama\.cpp cannot be started: /no/python: No such file"):
         Worker("llama.cpp", peer_command("llama.cpp", "/no/python"))
+
+
+@pytest.mark.parametrize("name", sorted(peers()))
+def test_an_engine_that_is_not_installed_is_named_with_its_package(tmp_path: Path, name: str) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    packages = {"llama.cpp": "llama-cpp-python", "onnxruntime": "onnxruntime-genai", "openvino": "openvino-genai"}
+    package = packages[name]
+    with pytest.raises(InputError, match=rf"{re.escape(name)} is not there for .*python -m pip install {package}`, or"):
+        Worker(name, peer_command(name, str(bare)))
 
 
 def test_a_load_takes_a_core_and_ends() -> None:

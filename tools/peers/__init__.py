@@ -1,1 +1,1 @@
-"""What `mlc bench --vs` compares with: a file here for each, and the loop in `serve` that all of them share."""
+"""What `mlc bench --vs` compares with: a file here for each, and what all of them share in `base` and `serve`."""

@@ -7,33 +7,37 @@ ubatch (512), mmap on or off, repack on or off.
 from __future__ import annotations
 
 import ctypes
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import llama_cpp as llama
 import numpy as np
 
-_Timer = AbstractContextManager[Any]
+from .base import SWITCH_ON, BasePeer, Option, Timer
 
 _BATCH = 2048  # tokens of a call; the library cuts it into ubatches
-_TRIAL = {"prefill": (256, 0), "decode": (128, 8)}  # tokens to read, steps to write
 _KV = {"f32": 0, "f16": 1, "q8_0": 8}
 _FLASH = {"off": 0, "on": 1}
-_DEFAULTS = {"flash": "trial", "kv": "f16", "ubatch": "512", "mmap": "on", "repack": "on"}
-_CHOICES = {"flash": ("on", "off", "trial"), "kv": tuple(_KV), "mmap": ("on", "off"), "repack": ("on", "off")}
-
 
 _SILENT = llama.llama_log_callback(lambda level, text, data: None)
 
 
-class Peer:
-    def about(self) -> dict[str, str]:
-        return {"name": "llama.cpp", "version": f"llama-cpp-python {llama.__version__}"}
+class Peer(BasePeer):
+    name = "llama.cpp"
+    known: ClassVar = {
+        "flash": Option("trial", ("on", "off", "trial")),
+        "kv": Option("f16", tuple(_KV)),
+        "ubatch": Option("512", number=True),
+        "mmap": SWITCH_ON,
+        "repack": SWITCH_ON,
+    }
+    tried = "flash"
+    candidates: ClassVar = dict.fromkeys(("prefill", "decode"), tuple(_FLASH))
 
-    def open(self, model: str, threads: int, options: Mapping[str, str]) -> dict[str, Any]:
-        self.options, self.threads = _checked(options), threads
+    def about(self) -> dict[str, str]:
+        return {"name": self.name, "version": f"llama-cpp-python {llama.__version__}"}
+
+    def load(self, model: str) -> dict[str, Any]:
         llama.llama_log_set(_SILENT, ctypes.c_void_p(0))
         llama.llama_backend_init()
         params = llama.llama_model_default_params()
@@ -56,15 +60,22 @@ class Peer:
             "system": llama.llama_print_system_info().decode().strip(),
         }
 
-    def setup(self, kind: str, context: int, streams: int) -> dict[str, Any]:
-        flash = self.options["flash"]
-        if flash == "trial":
-            seconds = {choice: self._trial(kind, context, streams, choice) for choice in _FLASH}
-            flash = min(seconds, key=seconds.__getitem__)
-        self._make_context(context, streams, flash)
-        return {**self.options, "flash": flash, "threads": self.threads}
+    def prepare(self, context: int, streams: int, settings: Mapping[str, str]) -> None:
+        if self.context:
+            llama.llama_free(self.context)
+        params = llama.llama_context_default_params()
+        params.n_ctx = context * streams
+        params.n_seq_max = streams
+        params.n_batch, params.n_ubatch = _BATCH, int(settings["ubatch"])
+        params.n_threads = params.n_threads_batch = self.threads
+        params.flash_attn_type = _FLASH[settings["flash"]]
+        params.type_k = params.type_v = _KV[settings["kv"]]
+        params.kv_unified = True
+        self.context = llama.llama_init_from_model(self.model, params)
+        if not self.context:
+            raise RuntimeError(f"llama.cpp has no context for {context * streams} tokens with {dict(settings)}")
 
-    def prefill(self, span: _Timer, prompt: Sequence[int]) -> None:
+    def prefill(self, span: Timer, prompt: Sequence[int]) -> None:
         self._forget()
         with span:
             self._read(0, prompt)
@@ -74,7 +85,7 @@ class Peer:
         self.next = np.array([self._read(s, prompt) for s, prompt in enumerate(prompts)])
         self.depths = np.array([len(prompt) for prompt in prompts])
 
-    def decode(self, span: _Timer, tokens: int) -> None:
+    def decode(self, span: Timer, tokens: int) -> None:
         memory = llama.llama_get_memory(self.context)
         for s, depth in enumerate(self.depths):
             llama.llama_memory_seq_rm(memory, s, int(depth), -1)
@@ -116,41 +127,3 @@ class Peer:
 
     def _forget(self) -> None:
         llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
-
-    def _make_context(self, context: int, streams: int, flash: str) -> None:
-        if self.context:
-            llama.llama_free(self.context)
-        params = llama.llama_context_default_params()
-        params.n_ctx = context * streams
-        params.n_seq_max = streams
-        params.n_batch, params.n_ubatch = _BATCH, int(self.options["ubatch"])
-        params.n_threads = params.n_threads_batch = self.threads
-        params.flash_attn_type = _FLASH[flash]
-        params.type_k = params.type_v = _KV[self.options["kv"]]
-        params.kv_unified = True
-        self.context = llama.llama_init_from_model(self.model, params)
-        if not self.context:
-            raise RuntimeError(f"llama.cpp has no context for {context * streams} tokens with {self.options}")
-
-    def _trial(self, kind: str, context: int, streams: int, flash: str) -> float:
-        """Seconds of a little of what will be measured."""
-        self._make_context(context, streams, flash)
-        tokens, steps = _TRIAL[kind]
-        steps = min(steps, context - 1)
-        length = max(1, min(tokens // streams, context - steps))
-        began = time.perf_counter()
-        self.fill([[(7 * i + s) % self.vocab for i in range(length)] for s in range(streams)])
-        if kind == "decode":
-            began = time.perf_counter()
-            self.decode(nullcontext(), steps)
-        return time.perf_counter() - began
-
-
-def _checked(options: Mapping[str, str]) -> dict[str, str]:
-    """The options with their defaults. Raises ValueError."""
-    for name, value in options.items():
-        if name not in _DEFAULTS:
-            raise ValueError(f"llama.cpp has no option {name}; there are {', '.join(_DEFAULTS)}")
-        if name in _CHOICES and value not in _CHOICES[name]:
-            raise ValueError(f"{name} is {value}; expected {' or '.join(_CHOICES[name])}")
-    return {**_DEFAULTS, **options}

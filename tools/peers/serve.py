@@ -25,6 +25,7 @@ import json
 import os
 import sys
 import time
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -130,10 +131,20 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)
 
 
+def load(name: str) -> Any:
+    """The peer of the file NAME.py beside this one, imported as `peers.NAME`: a library may have the same name as a
+    file here, and must be found all the same.
+    """
+    folder = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path) != folder]
+    package = sys.modules["peers"] = types.ModuleType("peers")
+    package.__path__ = [folder]
+    return importlib.import_module(f"peers.{name}").Peer()
+
+
 def _main() -> None:
-    name = sys.argv[1]
     try:
-        peer = importlib.import_module(name).Peer()
+        peer = load(sys.argv[1])
     except ImportError as error:
         print(json.dumps({"error": f"{error}", "missing": True}), flush=True)
         return
