@@ -13,7 +13,6 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, Regex, pre_tokenizers
 
-import mlc
 from mlc.errors import BadCheckpoint, InputError, InvalidRequest, UnsupportedModel
 from mlc.frontend.checkpoints.gguf import Gguf
 from mlc.frontend.checkpoints.gguf_tokenizer import WORDS, write_tokenizer
@@ -243,20 +242,6 @@ def test_decode_agrees_with_the_library_wherever_the_bytes_are_text(
             assert text == theirs.decode(ids, skip_special_tokens=skip), ids
             compared += 1
     assert compared > 100
-
-
-@pytest.mark.parametrize("skip", [True, False])
-def test_a_stream_takes_many_tokens_at_once_and_ids_that_nobody_knows(skip: bool) -> None:
-    tokenizer = Tokenizer.open(Path(mlc.__file__).parent / "bundled")
-    rng = random.Random(6)
-    for _ in range(200):
-        ids = [rng.choice((*random_ids(tokenizer, rng), len(all_ids(tokenizer)), 10**9)) for _ in range(20)]
-        decoder, text, left = tokenizer.stream_decoder(skip_special=skip), "", ids
-        while left:
-            count = rng.randrange(1, 9)
-            text += decoder.push(left[:count])
-            left = left[count:]
-        assert text + decoder.flush() == tokenizer.decode(ids, skip_special=skip), ids
 
 
 def test_a_character_comes_when_its_last_byte_is_there(opened: Callable[[str], Tokenizer]) -> None:
