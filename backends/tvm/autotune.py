@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from random import Random
+from statistics import median
 
 import msgspec
 
@@ -20,20 +23,20 @@ from .build import compile_program
 
 _SECONDS = 0.4  # that the kernels of a trial run
 _ROUNDS = 5  # at least
-_MARGIN = 0.97  # of the usual kernel's time: who is not that much faster does not take its place
+_MARGIN = 0.97  # of the usual kernel's time: one that takes more does not replace it
 _KEPT = dict[str, str]  # a trial -> the name of its fastest kernel
 
 
 class Autotuner:
     """Chooses among kernels for the machine it runs on; a `cpu.choice.Choose`.
 
-    One thread runs the candidates by turns, and the least time of each counts, so that other load on the machine does
-    not decide. Kernels are compiled for their trial, which takes most of the time.
+    One thread runs the candidates by turns, round after round; `fastest` compares them within each, so that other load
+    on the machine does not decide. Kernels are compiled for their trial, which takes most of the time.
     """
 
     def __init__(self, isa: Isa, seconds: float, folder: Path | None = None) -> None:
         """No trial begins after `seconds`; what is left over takes the usual kernel. Choices are read from `folder` and
-        kept there, by instruction set, CPU model and the source of the kernels.
+        kept there where it can be written, by instruction set, CPU model and the source of the kernels.
         """
         self._isa, self._end = isa, time.perf_counter() + seconds
         self._path = folder and folder / f"choices-{isa.name}-{_fingerprint(isa)}.json"
@@ -47,34 +50,45 @@ class Autotuner:
         if best not in names:
             if time.perf_counter() > self._end:
                 return kernels[0]
-            best = names[self._fastest(trial)]
+            best = names[fastest(_times(trial, self._isa))]
             self._keep(key, best)
         return kernels[names.index(best)]
-
-    def _fastest(self, trial: Trial) -> int:
-        """The number of the fastest kernel."""
-        steps = _prepare(trial, self._isa)
-        times = [float("inf")] * len(steps)
-        end = time.perf_counter() + _SECONDS
-        rounds = 0
-        while rounds < _ROUNDS or time.perf_counter() < end:
-            for i, step in enumerate(steps):
-                began = time.perf_counter()
-                step.step(trial.sizes)
-                times[i] = min(times[i], time.perf_counter() - began)
-            rounds += 1
-        best = min(range(len(times)), key=times.__getitem__)
-        return best if times[best] < _MARGIN * times[0] else 0
 
     def _keep(self, key: str, best: str) -> None:
         self._kept[key] = best
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = _read(self._path) | self._kept  # another process may have found something meanwhile
         work = self._path.with_suffix(f".{time.monotonic_ns()}.partial")
-        work.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1))
-        work.replace(self._path)
+        with suppress(OSError):  # then the next model asks again
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            work.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1))
+            work.replace(self._path)
+
+
+def fastest(rounds: Sequence[Sequence[float]]) -> int:
+    """Which of the candidates took the least time, `rounds` holding the seconds of each in each round: by the median of
+    their ratios to the first, which only one that is clearly faster replaces.
+    """
+    ratios = [median(times[i] / times[0] for times in rounds) for i in range(len(rounds[0]))]
+    best = min(range(len(ratios)), key=ratios.__getitem__)
+    return best if ratios[best] < _MARGIN else 0
+
+
+def _times(trial: Trial, isa: Isa) -> list[list[float]]:
+    """Seconds of each kernel, round after round."""
+    executors, random = _prepare(trial, isa), Random(0)
+    rounds: list[list[float]] = []
+    end = time.perf_counter() + _SECONDS
+    while len(rounds) < _ROUNDS or time.perf_counter() < end:
+        times = [0.0] * len(executors)
+        # In no fixed order: whoever follows a long one is interrupted more often.
+        for i in random.sample(range(len(times)), len(times)):
+            began = time.perf_counter()
+            executors[i].step(trial.sizes)
+            times[i] = time.perf_counter() - began
+        rounds.append(times)
+    return rounds
 
 
 def _read(path: Path | None) -> _KEPT:
