@@ -61,7 +61,10 @@ def peer(name: str, model: str | None, python: str | None, threads: int | None, 
 
     command = peer_command(name, python)
     if model is None:
-        raise BadConfig(f"--vs {name} needs --vs-model: the same model in the format that {name} reads")
+        raise BadConfig(
+            f"--vs {name} needs --vs-model: the same model in the format that {name} reads "
+            "(docs/PERFORMANCE.md says how to make it)"
+        )
     if not Path(model).exists():
         raise InputError(f"--vs-model {model} does not exist")
     options: dict[str, str] = {}

@@ -11,10 +11,16 @@ from mlc.backends.cpu.isa import ISAS, Isa, host_features
 from mlc.backends.cpu.linear_quantized import linear_quantized
 from mlc.backends.native import request_tiles
 from mlc.errors import WrongTarget
-from mlc.ir.arrays import QuantizedArray
 from mlc.ir.types import parse_format
 from tests.backends.cpu.conftest import Emulated, RunKernel
-from tests.backends.cpu.test_linear import dequantized_rows, quantized_operands, quantized_rows, relative_error, weights
+from tests.backends.cpu.test_linear import (
+    dequantized_rows,
+    extreme_weights,
+    quantized_operands,
+    quantized_rows,
+    relative_error,
+    weights,
+)
 
 AMX = ISAS["avx512_amx"]
 N, ROWS = 37, (16, 31, 40)  # three row blocks, the last with 5 rows; none, 15 and 8 rows beside full tiles
@@ -32,11 +38,6 @@ def amx(runnable: list[Isa]) -> Isa:
     return AMX
 
 
-def extreme_weights(k: int, w: QuantizedArray) -> None:
-    least, most = (-128, 127) if w.q.dtype == np.int8 else (0, (1 << w.format.bits) - 1)
-    w.q[0], w.q[1], w.q[2], w.q[3] = least, most, [least, most] * (k // 2), [most, least] * (k // 2)
-
-
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_is_multiplied_as_float64_does_with_the_bits_of_one_row(
     run_kernel: RunKernel, emulated: Emulated | None, amx: Isa, format: str
@@ -45,7 +46,7 @@ def test_every_format_is_multiplied_as_float64_does_with_the_bits_of_one_row(
     assert parsed
     k = 3 * parsed.width_unit
     w = weights(N, k, parsed)
-    extreme_weights(k, w)
+    extreme_weights(w, k)
     values = np.random.default_rng(k).standard_normal((max(ROWS), k))
     values[:4], values[4:8] = 1, -1
     x = quantized_rows(values, parsed.group)

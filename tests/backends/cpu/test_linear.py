@@ -47,6 +47,12 @@ def weights(n: int, k: int, format: Format, seed: int = 0) -> QuantizedArray:
     return array
 
 
+def extreme_weights(w: QuantizedArray, k: int) -> None:
+    """The least and the largest integers in the first four rows."""
+    least, most = (-128, 127) if w.q.dtype == np.int8 else (0, (1 << w.format.bits) - 1)
+    w.q[0], w.q[1], w.q[2], w.q[3] = least, most, [least, most] * (k // 2), [most, least] * (k // 2)
+
+
 def float_weights(n: int, k: int, format: str, seed: int = 0) -> tuple[Array, Array]:
     """(as stored, as float64); bf16 is stored as its bits."""
     w = np.random.default_rng(seed).standard_normal((n, k)).astype(np.float32)
@@ -151,8 +157,7 @@ def test_the_largest_integers_do_not_overflow(run_kernel: Run, runnable: list[Is
     n, k = 4, 128
     for isa in runnable:
         w = weights(n, k, parsed)
-        least, most = (-128, 127) if w.q.dtype == np.int8 else (0, (1 << parsed.bits) - 1)
-        w.q[0], w.q[1], w.q[2], w.q[3] = least, most, [least, most] * (k // 2), [most, least] * (k // 2)
+        extreme_weights(w, k)
         x = quantized_rows(np.array([[1.0] * k, [-1.0] * k, [1.0, -1.0] * (k // 2)]), parsed.group)
         assert np.abs(x["x"]).min() == 127
         y = run_kernel(
