@@ -22,7 +22,7 @@ from mlc.errors import ArtifactError, Corrupt, WrongTarget, WrongVersion
 
 from .program import Program
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.yaml"
 WEIGHTS = "weights.safetensors"
 

@@ -16,6 +16,7 @@ from .memory import allocate
 
 Array = np.ndarray[Any, Any]
 
+OPEN = np.iinfo(np.int32).max  # where a tile of one row ends that reads all tokens up to its own
 ITEMS = 8  # items that each thread should get at least, so that one that lost its core delays the others little
 PARTIALS = 4096  # of all rows of a step together, unless one row alone has more
 
@@ -34,9 +35,13 @@ class Rows(Protocol):
 class AttentionPlan:
     """Memory for the tables of one step, filled by `fill`. int32 all of them.
 
+    Where every sequence runs one row, the tables hold for the steps that follow as well, up to `steps` in all: then
+    only the positions of members change.
+
     members       [rows, 3] = (row, its position, number of its partial for span 0); those that are merged come first
-    single_tiles  [any, 7] = (sequence, first member, members, lowest position, begin, end, split), of one member
-    tiles         the same, of up to `tile_rows` members
+    tiles         [any, 7] = (sequence, first member, members, lowest position, begin, end, split), of up to `tile_rows`
+                  members
+    single_tiles  the same of one member, which has the lowest position; those that end with it are OPEN
     """
 
     def __init__(
@@ -50,22 +55,21 @@ class AttentionPlan:
         max_sequences: int,
         max_context: int,
         threads: int,
+        steps: int = 1,
     ) -> None:
         """`span` tokens give one partial, a multiple of `page`."""
         self.page, self.span, self.tile_rows, self.kv_heads, self.threads = page, span, tile_rows, kv_heads, threads
-        spans = -(-max_context // span)
+        self._later = -(-(steps - 1) // span)  # spans that steps to come may add
+        spans = -(-max_context // span) + self._later
         self.partials = max(spans, min(PARTIALS, max_sequences * spans))
         self.members = _table(max_tokens, 3)
         self.single_tiles = _table(max_sequences + self.partials, 7)
         self.tiles = _table(max_tokens + self.partials, 7)
         self._ramp = np.arange(max_tokens, dtype=np.int32)
-        self._plain = 0  # leading members and single tiles that are those of sequence 0, 1, ... running one row each
+        self._whole = 0  # leading members and single tiles that are those of sequence 0, 1, ... running one row each
 
     def fill(self, step: Rows) -> dict[str, int]:
-        """Fill the tables for `step`; returns how many single_tiles, tiles and merges there are.
-
-        `plain` is 1 where sequence i has member i and single tile i, and nothing else.
-        """
+        """Fill the tables for `step`; returns how many single_tiles, tiles and merges there are."""
         s, n = len(step.starts) - 1, len(step.positions)
         if n == s:
             return self._decode(step, self._ramp[:s], step.positions)
@@ -73,7 +77,7 @@ class AttentionPlan:
         one = np.flatnonzero(counts == 1)
         sizes = self._decode(step, one, step.positions[step.starts[one]])
         sizes["tiles"] += self._many(step, counts, len(one), sizes["tiles"])
-        self._plain = sizes["plain"] = 0
+        self._whole = 0
         return sizes
 
     def _many(self, step: Rows, counts: Array, members: int, before: int) -> int:
@@ -104,20 +108,20 @@ class AttentionPlan:
         if longest > 1:
             spans = positions // self.span + 1
             total = int(spans.sum())
+            room = total + self._later * count
             share = -(-total * self.kv_heads // (self.threads * ITEMS))
             limit = longest if self.threads == 1 else share
             order, common = self._common(step.tables[sequences], positions)
-            if total <= self.partials and (longest > limit or common.any()):
+            if room <= self.partials and (longest > limit or common.any()):
                 return self._split(step, sequences[order], positions[order], spans[order], common, limit)
         members, tiles = self.members[:count], self.single_tiles[:count]
-        members[:, 1] = tiles[:, 3] = positions
-        np.add(positions, 1, out=tiles[:, 5])
-        if count > self._plain:  # else the rest is as the last steps left it
+        members[:, 1] = positions
+        if count > self._whole:  # else the rest is as the last steps left it
             members[:, 0] = step.starts[sequences]
+            tiles[:] = 0, 0, 1, 0, 0, OPEN, 0
             tiles[:, 0], tiles[:, 1] = sequences, self._ramp[:count]
-            tiles[:, 2], tiles[:, 4], tiles[:, 6] = 1, 0, 0
-            self._plain = count
-        return {"single_tiles": count, "tiles": 0, "merges": 0, "plain": 1}
+            self._whole = count
+        return {"single_tiles": count, "tiles": 0, "merges": 0}
 
     def _common(self, tables: Array, positions: Array) -> tuple[Array, Array]:
         """An order in which sequences with the same pages are neighbours, and how many full spans each has in common
@@ -140,21 +144,22 @@ class AttentionPlan:
         """Every row in partials, at most `limit` spans to an item."""
         members = self.members[: len(sequences)]
         members[:, 0], members[:, 1] = step.starts[sequences], positions
-        members[:, 2] = np.cumsum(spans) - spans
+        room = spans + self._later
+        members[:, 2] = np.cumsum(room) - room
         single: list[tuple[int, ...]] = []
         shared: list[tuple[int, ...]] = []
         for first, stop, low, high in _tree(common, spans, 0, len(sequences), 0):
-            end = min(high * self.span, int(positions[first]) + 1)
-            for begin in range(low * self.span, end, limit * self.span):
+            for begin in range(low, max(high, low + 1), limit):
+                end = OPEN if stop - first == 1 and begin + limit >= high else min(high, begin + limit) * self.span
                 for member in range(first, stop, self.tile_rows):
                     count = min(stop - member, self.tile_rows)
                     lowest = int(positions[member : member + count].min())
-                    row = (sequences[member], member, count, lowest, begin, min(end, begin + limit * self.span), 1)
+                    row = (sequences[member], member, count, lowest, begin * self.span, end, 1)
                     (single if count == 1 else shared).append(row)
         self.single_tiles[: len(single)] = np.array(single, np.int32).reshape(-1, 7)
         self.tiles[: len(shared)] = np.array(shared, np.int32).reshape(-1, 7)
-        self._plain = 0
-        return {"single_tiles": len(single), "tiles": len(shared), "merges": len(sequences), "plain": 0}
+        self._whole = 0
+        return {"single_tiles": len(single), "tiles": len(shared), "merges": len(sequences)}
 
 
 def _tree(common: Array, spans: Array, first: int, stop: int, low: int) -> Iterator[tuple[int, int, int, int]]:

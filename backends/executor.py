@@ -137,15 +137,15 @@ class Executor:
         self._progress[REPEATS] = self._progress[MADE] = 0
         self._native_call(first, end)
 
-    def steps(self, symbols: Mapping[str, int], wanted: int, *, at_once: bool) -> tuple[int, bool]:
-        """Make all calls, of which one counts steps (see `cpu.sample.tally`), up to `wanted` times: `at_once` in one
-        native call, else only the first time. Returns how many steps were made, and whether more are to follow.
+    def steps(self, symbols: Mapping[str, int], wanted: int) -> int:
+        """Make all calls, of which one counts steps (see `cpu.sample.tally`), up to `wanted` times in one native call.
+        Returns how many steps were made.
         """
         self._set_sizes(symbols)
-        self._progress[REPEATS] = wanted if at_once else 0
-        self._progress[LEFT], self._progress[MADE] = wanted, 0
+        self._progress[REPEATS] = self._progress[LEFT] = wanted
+        self._progress[MADE] = 0
         self._native_call(0, None)
-        return int(self._progress[MADE]), bool(self._progress[LEFT] > 0)
+        return int(self._progress[MADE])
 
     def interrupt(self, wanted: bool) -> None:
         """From any thread: `steps` under way, and those to come, end with the step they are in; False ends that."""

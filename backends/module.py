@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -127,14 +127,6 @@ def _port_memory(type_text: str, limits: Mapping[str, int]) -> Array:
     return allocate(count * dtype.itemsize).view(dtype)
 
 
-class _Positions(NamedTuple):
-    """Rows of a step, as `AttentionPlan.fill` reads them."""
-
-    positions: Array
-    starts: Array
-    tables: Array
-
-
 class LanguageModel:
     """A compiled language model with its paged KV cache; implements `mlc.runtime.batch.Model`."""
 
@@ -169,6 +161,7 @@ class LanguageModel:
             max_sequences=self.max_sequences,
             max_context=self.max_context,
             threads=artifact.threads,
+            steps=STEPS,
         )
         memory: dict[tuple[str, str], Array] = {("input", name): array for name, array in self._inputs.items()}
         memory |= {("output", "0"): self._logits, ("step", "slots"): self._slots}
@@ -177,7 +170,7 @@ class LanguageModel:
         memory |= {("step", name): getattr(self._attention, name) for name in ("members", "single_tiles", "tiles")}
         self._sampling = SamplingState(max_sequences=self.max_sequences, max_context=self.max_context)
         memory |= self._sampling.memory
-        memory |= self._kv_memory() | self._rotations(artifact)
+        memory |= self._kv_places() | self._rotations(artifact)
         self.executor = artifact.executor(p, memory)
         # The call that takes a chosen token for the next step; those from `program.forward` up to it choose.
         self.choosing = next(i for i, call in enumerate(p.calls) if call.op == ADVANCE)
@@ -185,10 +178,9 @@ class LanguageModel:
             "table_stride": per_sequence,
             "room": self._sampling.room,
             **_NO_SAMPLING,
-            "plain": 0,
         }
 
-    def _kv_memory(self) -> dict[tuple[str, str], Array]:
+    def _kv_places(self) -> dict[tuple[str, str], Array]:
         """Keys and values of all layers for one page lie side by side, so that few pages in use are little memory even
         where it is committed in pieces of 2 MB. The memory of a layer begins at its own place in the first page; page p
         of the pool is therefore number p * `_page_stride` to it.
@@ -199,6 +191,7 @@ class LanguageModel:
         if self.pages > most:
             raise ArtifactError(f"the cache of keys and values is asked to hold {self.pages} pages; at most {most}")
         memory = {size: allocate(self.pages * len(parts) * size) for size in {size for _, size in parts}}
+        self.kv_memory = tuple(memory.values())  # committed where it is written
         return {("kv", name): memory[size][i * size :] for i, (name, size) in enumerate(parts)}
 
     def _rotations(self, artifact: Artifact) -> dict[tuple[str, str], Array]:
@@ -244,19 +237,11 @@ class LanguageModel:
         rows, state = len(rules), self._sampling
         self.prepare(batch)
         draws = draws[: STEPS if state.hold_stops(stops) else 1]
-        self.symbols.update(again=1, penalized=state.hold_penalties(penalties))
-        tokens: list[list[int]] = [[] for _ in range(rows)]
-        following = _Positions(self._inputs["positions"][:rows], batch.starts, batch.tables)
-        while True:
-            self.symbols["draws"] = state.prepare(rules, draws)
-            made, more = self.executor.steps(self.symbols, len(draws), at_once=bool(self.symbols["plain"]))
-            for row, new in zip(tokens, state.history[: made * rows].reshape(made, rows).T.tolist(), strict=True):
-                row += new
-            state.counted(rows, made)
-            if not more:
-                return tokens
-            draws = draws[made:]
-            self.symbols.update(self._attention.fill(following))
+        self.symbols.update(again=1, draws=state.prepare(rules, draws), penalized=state.hold_penalties(penalties))
+        made = self.executor.steps(self.symbols, len(draws))
+        state.counted(rows, made)
+        tokens: list[list[int]] = state.history[: made * rows].reshape(made, rows).T.tolist()
+        return tokens
 
     def interrupt(self, wanted: bool) -> None:
         """See `mlc.runtime.batch.Model.interrupt`."""

@@ -53,11 +53,11 @@ def paged_attention(
     span 0), tiles i32 [tile_count, 7] = (sequence, first member, members, lowest position, begin, end, split), partials
     f32 (see `merge_partials`), scratch. Sizes tile_count, table_stride.
 
-    A tile is 1 .. tile_rows members that read tokens begin .. end of one table; begin is where a span begins. The row
-    at position p reads those up to p, or of the last `window`; pages with none of these are not touched. A tile that is
-    not split covers all of its rows' context and writes `out`; one that is writes the partials of its spans. With
-    `softcap` a score x is softcap * tanh(x / softcap). An item is a kv head and a tile; its query heads go together, so
-    that keys and values are read once.
+    A tile is 1 .. tile_rows members that read tokens begin .. end of one table; begin is where a span begins, and a
+    single member may end earlier, at its own position. The row at position p reads those up to p, or of the last
+    `window`; pages with none of these are not touched. A tile that is not split covers all of its rows' context and
+    writes `out`; one that is writes the partials of its spans. With `softcap` a score x is softcap * tanh(x / softcap).
+    An item is a kv head and a tile; its query heads go together, so that keys and values are read once.
     """
     group = heads // kv_heads
     pages = Pages(kv_heads, d, page, kv_dtype)
@@ -83,6 +83,9 @@ def paged_attention(
 
         def attend(head: Expr, number: Expr) -> None:
             sequence, first, rows, lowest, begin, end, split = (let(f["tiles"][number * TILE + i]) for i in range(TILE))
+            if tile_rows == 1:
+                lowest = let(members[first * MEMBER + 1])
+                end = let(tirx.min(end, lowest + 1))
             table = let(sequence.astype("int64") * f["table_stride"])
             last_page = let((end - 1) // page)
             start = let(tirx.max(lowest - (window - 1), begin)) if window else begin

@@ -10,7 +10,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .attention import MEMBER, TILE
+from .attention import MEMBER
 from .emit import Registers, bits, const, f32, let, load, reduce_add_int, splat, store, vector, when
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
@@ -297,26 +297,20 @@ def tally(isa: Isa) -> Kernel:
 def advance(page: int) -> Kernel:
     """Make the tokens that were chosen the next step of sequences that run one token each, if `tally` wants one.
 
-    Pointers chosen, tokens, positions, slots, tables [rows, stride], members and tiles (see `attention`), progress, all
-    i32. Sizes rows, stride, and plain: 1 where member i and tile i are sequence i, whole; otherwise they stay as they
-    are.
+    Pointers chosen, tokens, positions, slots, tables [rows, stride], members (see `attention`), progress, all i32.
+    Sizes rows, stride. An item is a member.
     """
 
     def body(f: Frame) -> None:
-        with T.serial(f.lo, f.hi) as row, T.If(f["progress"][LEFT] > 0), T.Then():
+        with T.serial(f.lo, f.hi) as member, T.If(f["progress"][LEFT] > 0), T.Then():
+            row = let(f["members"][member * MEMBER])
             position = let(f["positions"][row] + 1)
             table_page = let(f["tables"][row * f["stride"] + position // page])
             store(f["tokens"], row, f["chosen"][row], 1)
             store(f["positions"], row, position, 1)
             store(f["slots"], row, table_page * page + position % page, 1)
+            store(f["members"], member * MEMBER + 1, position, 1)
 
-            def attend() -> None:
-                store(f["members"], row * MEMBER + 1, position, 1)
-                store(f["tiles"], row * TILE + 3, position, 1)
-                store(f["tiles"], row * TILE + 5, position + 1, 1)
-
-            when(f["plain"] == 1, attend)
-
-    names = ("chosen", "tokens", "positions", "slots", "tables", "members", "tiles", "progress")
+    names = ("chosen", "tokens", "positions", "slots", "tables", "members", "progress")
     pointers = tuple(Pointer(name, "int32") for name in names)
-    return Kernel(kernel_name("advance", page), pointers, ("rows", "stride", "plain"), all_rows, body)
+    return Kernel(kernel_name("advance", page), pointers, ("rows", "stride"), all_rows, body)

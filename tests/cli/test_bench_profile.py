@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import mmap
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mlc.backends.module import Artifact, LanguageModel
 from mlc.cli import bench_overhead
 from mlc.cli.bench_overhead import measure_overhead, sampling_params
-from mlc.cli.bench_profile import Subject
+from mlc.cli.bench_profile import Subject, time_calls
 from mlc.errors import BadConfig, InvalidRequest
 from mlc.runtime.detokenize import StreamDecoder
 from mlc.runtime.sampling import SamplingParams
@@ -51,6 +53,20 @@ def test_a_profile_accounts_for_every_call_of_a_step(cli: Mlc, tiny: Path) -> No
     assert all(op["seconds"] > 0 for op in profile["ops"])
     assert profile["calls_seconds"] == pytest.approx(sum(op["seconds"] for op in profile["ops"]))
     assert profile["limits"] is None and profile["step_seconds"] > 0
+
+
+def test_a_profile_reads_keys_and_values_from_memory_of_their_own(tiny: Path) -> None:
+    """Memory that was never written is one page of zeros, which a cache holds."""
+    model = LanguageModel(Artifact(tiny), max_context=1024, kv_tokens=1024)
+    time_calls(model, Subject(1000))
+    places = [(pages.ctypes.data, pages.size) for pages in model.kv_memory]
+    with Path("/proc/self/pagemap").open("rb") as pagemap:
+        for start, size in places:
+            pagemap.seek(start // mmap.PAGESIZE * 8)
+            entries = np.fromfile(pagemap, np.uint64, size // mmap.PAGESIZE)
+            assert (entries >> np.uint64(63)).all(), "present"
+            exclusive = (entries >> np.uint64(56)) & np.uint64(1)
+            assert exclusive.all(), "a page that others map too"
 
 
 @pytest.mark.slow

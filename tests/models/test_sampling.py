@@ -33,38 +33,63 @@ def artifact(checkpoint, compiled):
     return compiled(checkpoint("qwen3").folder)
 
 
-def answers(model, tokenizer, requests, **settings) -> dict[str, list[int]]:
+def answers(model, tokenizer, requests, **settings) -> dict[tuple[str, int], list[int]]:
+    """The tokens of each request and choice."""
     engine = Engine(model, tokenizer, EngineSettings(check=True, **settings))
     for request in requests:
         engine.submit(request)
-    tokens: dict[str, list[int]] = {request.id: [] for request in requests}
+    tokens = {(request.id, choice): list[int]() for request in requests for choice in range(request.n)}
     while not engine.idle:
         for output in engine.step():
             assert output.error is None
-            tokens[output.request] += output.tokens
+            tokens[output.request, output.choice] += output.tokens
     return tokens
+
+
+def each_alone(model, tokenizer, requests, **settings) -> dict[tuple[str, int], list[int]]:
+    return {k: v for one in requests for k, v in answers(model, tokenizer, [one], **settings).items()}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_several_steps_in_one_call_give_the_tokens_of_single_steps(artifact, runner, no_text, threads, monkeypatch):
     monkeypatch.setattr("mlc.runtime.engine.CALL_SECONDS", 1e9)
-    alone: dict[str, list[int]] = {}
-    for request in REQUESTS:
-        alone |= answers(runner(artifact).model, no_text, [request], max_steps=1)
+    alone = each_alone(runner(artifact).model, no_text, REQUESTS, max_steps=1)
     assert len({tuple(tokens[:30]) for tokens in alone.values()}) == len(REQUESTS)
     model = runner(artifact, threads=threads).model
     for steps in (1, 7, 32):
-        for i, request in enumerate(REQUESTS):
-            assert answers(model, no_text, [request], max_steps=steps) == {str(i): alone[str(i)]}
-        assert answers(model, no_text, REQUESTS[:6], max_steps=steps) == {str(i): alone[str(i)] for i in range(6)}
+        assert each_alone(model, no_text, REQUESTS, max_steps=steps) == alone
+        assert answers(model, no_text, REQUESTS[:6], max_steps=steps) == {key: alone[key] for key in list(alone)[:6]}
         assert answers(model, no_text, REQUESTS, max_steps=steps) == alone
     small = runner(artifact, threads=threads, max_context=160, kv_tokens=256).model
     assert answers(small, no_text, REQUESTS, max_steps=32) == alone, "preempted"
 
 
-def test_several_steps_are_one_native_call(artifact, runner, no_text, monkeypatch):
+@pytest.mark.parametrize("variant", ["qwen3", "mistral_window"])
+def test_several_steps_go_on_where_a_context_is_split_or_shared(
+    checkpoint, compiled, runner, no_text, variant, monkeypatch
+):
+    """Sequences reach the next span of attention within a call."""
     monkeypatch.setattr("mlc.runtime.engine.CALL_SECONDS", 1e9)
-    model = runner(artifact).model
+    folder = compiled(checkpoint(variant).folder)
+    greedy, drawn = (SamplingParams(max_tokens=40, ignore_eos=True, temperature=t, seed=5) for t in (0.0, 2.0))
+    long = [int(x) for x in np.random.default_rng(3).integers(0, 211, 300)]
+    requests = [
+        Request(long[:size], params, id=str(size))
+        for size, params in ((240, greedy), (256, drawn), (270, drawn), (290, greedy))
+    ]
+    requests.append(Request(long, drawn, n=3, id="three"))
+    alone = each_alone(runner(folder).model, no_text, requests, max_steps=1)
+    for threads in (1, 2):
+        model = runner(folder, threads=threads).model
+        assert each_alone(model, no_text, requests, max_steps=40) == alone
+        assert answers(model, no_text, requests, max_steps=40) == alone
+
+
+@pytest.mark.parametrize("length", [20, 256])
+def test_several_steps_are_one_native_call(artifact, runner, no_text, monkeypatch, length):
+    monkeypatch.setattr("mlc.runtime.engine.CALL_SECONDS", 1e9)
+    model = runner(artifact, threads=2).model
+    prompt = (10 * PROMPT)[:length]
     native, steps = model.executor.native, []
 
     def watched(*arguments):
@@ -73,7 +98,7 @@ def test_several_steps_are_one_native_call(artifact, runner, no_text, monkeypatc
 
     model.executor.native = watched
     requests = [
-        Request(PROMPT[:20], SamplingParams(temperature=0.0, max_tokens=41, ignore_eos=True), id=str(i)) for i in (0, 1)
+        Request(prompt, SamplingParams(temperature=0.0, max_tokens=41, ignore_eos=True), id=str(i)) for i in (0, 1)
     ]
     answers(model, no_text, requests, max_steps=16)
     assert steps[-3:] == [16, 16, 8] and sum(steps) in (41, 42), "the two prompts may take a step each"

@@ -52,9 +52,8 @@ def lower_sampling(x: CpuLowering) -> None:
     step = {
         name: Ref("step", name) for name in ("chosen", "slots", "tables", "members", "stops", "history", "progress")
     }
-    step["tiles"] = Ref("step", "single_tiles")
     step |= {name: Ref("input", name) for name in ("tokens", "positions")}
-    sizes = {"rows": rows, "stride": ("table_stride",), "plain": ("plain",)}
+    sizes = {"rows": rows, "stride": ("table_stride",)}
     for kernel in (tally(x.isa), advance(PAGE)):
         pointers = {pointer.name: step[pointer.name] for pointer in kernel.pointers}
         x.call(ADVANCE, kernel, pointers, {name: sizes[name] for name in kernel.sizes}, Guard(("again",), 1, 1))
