@@ -97,6 +97,8 @@ class Program(msgspec.Struct, frozen=True):
 
 def evaluate_dim(dim: str, symbols: dict[str, int]) -> int:
     """The value of one dimension in text form, such as `2*h+1`."""
+    if dim in symbols:
+        return symbols[dim]
     total = 0
     for term in dim.replace("-", "+-").split("+"):
         if not term:

@@ -22,8 +22,6 @@ from .norm import each_piece
 from .tiles import Scratch, fold, kernel_name
 from .tiles import parts as stages
 from .vocabulary import (
-    BINS,
-    BINS_PER_E,
     BLOCK,
     FACTOR,
     INFINITY,
@@ -31,11 +29,10 @@ from .vocabulary import (
     ROW,
     TOP_K,
     TOP_P,
+    Bins,
     all_rows,
-    bin_of,
     blocks,
     cell,
-    depth_of,
     distance_of,
     each_range,
     in_range,
@@ -60,32 +57,32 @@ def _few(f: Frame, row: Expr, vocab: int) -> Expr:
 def histogram(vocab: int, isa: Isa) -> Kernel:
     """How many tokens of each part of a row are in each bin of weight, and what these add up to.
 
-    Pointers logits, peak, tokens, rules, bins i64[rows, parts, BINS]. Sizes rows. Rows without top_p, and those with a
-    small top_k, are left out.
+    Pointers logits, peak, tokens, rules, bins i64[rows, parts, Bins.count]. Sizes rows. Rows without top_p, and those
+    with a small top_k, are left out.
     """
     assert vocab < 1 << (64 - _MASS_BITS), "a bin has no room for so many tokens"
-    half = max(1, isa.lanes // 2)  # int64 of a vector
+    bins, half = Bins.of(vocab), max(1, isa.lanes // 2)  # int64 of a vector
 
     def body(f: Frame) -> None:
-        own = let(f.thread * (_COPIES * BINS))  # successive tokens, often of one bin, count in different copies
+        own = let(f.thread * (_COPIES * bins.count))  # successive tokens, often of one bin, count in different copies
         numbers, masses = stack(_STAGE, "int32"), stack(_STAGE, "int32")
 
         def part(row: Expr, number: Expr, first: Expr, columns: int) -> None:
             start, peak, factor = let(start_of(row, vocab) + first), let(f["peak"][row]), rule(f, row, FACTOR)
-            with T.serial(0, _COPIES * BINS // half) as i:
+            with T.serial(0, _COPIES * bins.count // half) as i:
                 store(f["scratch"], own + i * half, splat(const(0, "int64"), half), half)
 
             def stage(begin: Expr, count: int) -> None:
                 """Vectors first, then one token after another: mixed, each number would have to leave its vector."""
 
                 def piece(column: Expr, lanes: int) -> None:
-                    depth = depth_of(load(f["logits"], start + begin + column, lanes), peak, factor, lanes)
-                    bin_number = bin_of(depth, lanes)
-                    store(numbers, column, bin_number, lanes)
-                    store(masses, column, _mass_in_bin(depth, bin_number, lanes), lanes)
+                    depth = bins.depth(load(f["logits"], start + begin + column, lanes), peak, factor, lanes)
+                    number = bins.number(depth, lanes)
+                    store(numbers, column, number, lanes)
+                    store(masses, column, _mass_in_bin(bins, depth, number, lanes), lanes)
 
                 def add(column: Expr, copy: int) -> None:
-                    at = let(own + (copy * BINS) + numbers[column])
+                    at = let(own + (copy * bins.count) + numbers[column])
                     one = masses[column].astype("int64") + const(1 << _MASS_BITS, "int64")
                     store(f["scratch"], at, f["scratch"][at] + one, 1)
 
@@ -98,9 +95,9 @@ def histogram(vocab: int, isa: Isa) -> Kernel:
 
             for begin, count in stages(columns, _STAGE):
                 stage(begin, count)
-            base = let((row * parts(vocab) + number) * BINS)
-            with T.serial(0, BINS // half) as i:
-                copies = [load(f["scratch"], own + copy * BINS + i * half, half) for copy in range(_COPIES)]
+            base = let((row * parts(vocab) + number) * bins.count)
+            with T.serial(0, bins.count // half) as i:
+                copies = [load(f["scratch"], own + copy * bins.count + i * half, half) for copy in range(_COPIES)]
                 store(f["bins"], base + i * half, sum(copies[1:], copies[0]), half)
 
         def item(row: Expr, number: Expr, first: Expr, columns: int) -> None:
@@ -117,13 +114,15 @@ def histogram(vocab: int, isa: Isa) -> Kernel:
         lambda s: s["rows"] * parts(vocab),
         body,
         grain=1,
-        scratch=_COPIES * BINS * 8,
+        scratch=_COPIES * bins.count * 8,
     )
 
 
-def _mass_in_bin(depth: Expr, number: Expr, lanes: int) -> Expr:
-    """e^-(depth - number)/16 in units of 2^-22, for less than one bin of difference; of no meaning in the last bin."""
-    scale, step = 2.0**_UNIT * math.exp(-0.5 / BINS_PER_E), -1.0 / BINS_PER_E
+def _mass_in_bin(bins: Bins, depth: Expr, number: Expr, lanes: int) -> Expr:
+    """e^((number - depth) / bins.per_e) in units of 2^-22, for less than one bin of difference; of no meaning in the
+    last bin.
+    """
+    scale, step = 2.0**_UNIT * math.exp(-0.5 / bins.per_e), -1.0 / bins.per_e
     inside = let(depth - number.astype(vector("float32", lanes)))
     x = let(tirx.min(inside, splat(f32(1), lanes)) - splat(f32(0.5), lanes))  # the middle of the bin is 0
     total = splat(f32(scale * step**4 / 24), lanes)  # the next term of the series is less than 10^-8
@@ -174,27 +173,29 @@ class _Threshold:
         self.f, self.row, self.vocab, self.isa = f, row, vocab, isa
         self.start, self.peak, self.factor = start_of(row, vocab), let(f["peak"][row]), rule(f, row, FACTOR)
         self.areas = areas.at(f.thread)
-        self.base = let(row * (parts(vocab) * BINS))
+        self.bins = Bins.of(vocab)
+        self.base = let(row * (parts(vocab) * self.bins.count))
         self.mass = cell("float64", const(0.0, "float64"))
         self.few = let(_few(f, row, vocab))
         when(tirx.Not(self.few), self._add_parts)
 
     def _add_parts(self) -> None:
         """Add the histograms of all parts up in that of the first one, and `mass`."""
-        bins, lanes = self.f["bins"], max(1, self.isa.lanes // 2)
-        with T.serial(1, parts(self.vocab)) as part, T.serial(0, BINS // lanes) as i:
+        words, count, per_e = self.f["bins"], self.bins.count, self.bins.per_e
+        lanes = max(1, self.isa.lanes // 2)
+        with T.serial(1, parts(self.vocab)) as part, T.serial(0, count // lanes) as i:
             at = let(self.base + i * lanes)
-            store(bins, at, load(bins, at, lanes) + load(bins, at + part * BINS, lanes), lanes)
+            store(words, at, load(words, at, lanes) + load(words, at + part * count, lanes), lanes)
         sums, scales = Registers(_SUMS, "float64", 1), Registers(_SUMS, "float64", 1)
         for j in range(_SUMS):
-            sums[j], scales[j] = const(0.0, "float64"), const(2.0**-_UNIT * math.exp(-j / BINS_PER_E), "float64")
+            sums[j], scales[j] = const(0.0, "float64"), const(2.0**-_UNIT * math.exp(-j / per_e), "float64")
 
         def add(number: Expr, j: int) -> None:
             sums[j] = sums[j] + self._content(number, 1) * scales[j]
-            scales[j] = scales[j] * const(math.exp(-_SUMS / BINS_PER_E), "float64")
+            scales[j] = scales[j] * const(math.exp(-_SUMS / per_e), "float64")
 
-        for first, count in stages(BINS - 1, _SUMS):  # several sums, which need not wait for each other
-            for j in range(count):
+        for first, several in stages(count - 1, _SUMS):  # sums that need not wait for each other
+            for j in range(several):
                 add(first + j, j)
         self.mass[0] = let(sums[0] + sums[1]) + let(sums[2] + sums[3])
 
@@ -208,9 +209,8 @@ class _Threshold:
         """A unit of the first bin, as a weight."""
         return cell("float64", const(2.0**-_UNIT, "float64"))
 
-    @staticmethod
-    def _next_scale(scale: Registers) -> None:
-        scale[0] = scale[0] * const(math.exp(-1.0 / BINS_PER_E), "float64")
+    def _next_scale(self, scale: Registers) -> None:
+        scale[0] = scale[0] * const(math.exp(-1.0 / self.bins.per_e), "float64")
 
     def find(self, by: int, wanted: Expr) -> None:
         """Leave the fewest most probable tokens that `wanted` of them (by 0) or of weight (by 1) are."""
@@ -222,9 +222,27 @@ class _Threshold:
             lambda: self._find_few(number),
             lambda: self._find_bin(by, wanted, above, number, before, mass),
         )
-        count, missing, heavier = self._gather(above[0], number[0]), let(wanted - before[0]), let(mass[0])
+        last = self.bins.count - 1
+        floor = self._edge(tirx.Select(number[0] < last, (number[0] + 1).astype("float32"), f32(INFINITY)))
+        top = self._edge((above[0] + 1).astype("float32"))
+        count, missing, heavier = self._gather(floor, top), let(wanted - before[0]), let(mass[0])
         with T.If(count > 0), T.Then():  # else rounding made `wanted` more than there is, and all tokens are left
-            self._bisect(by, count, missing, heavier)
+            self._bisect(by, count, missing, heavier, floor, top)
+
+    def _edge(self, depth: Expr) -> Expr:
+        """The key (see `_ordered`) of the largest logit that lies at `depth` or deeper."""
+        low, high = (cell("int32", _ordered(bits("int32", x))) for x in (f32(-INFINITY), self.peak))
+        high[0] = high[0] + 1
+        with T.While(high[0].astype("int64") - low[0].astype("int64") > 1):
+            middle = _middle(low, high)
+            x = let(bits("float32", _ordered(middle)))
+            deep = self.bins.depth(x, self.peak, self.factor, 1) >= depth
+            with T.If(deep):
+                with T.Then():
+                    low[0] = middle
+                with T.Else():
+                    high[0] = middle
+        return let(low[0])
 
     def _find_few(self, number: Registers) -> None:
         """The first bin up to which top_k blocks have their largest token."""
@@ -237,7 +255,7 @@ class _Threshold:
 
     def _bin_of_peak(self, block: Expr) -> Expr:
         peak = let(self.f["peaks"][self.row * blocks(self.vocab) + block])
-        return bin_of(depth_of(peak, self.peak, self.factor, 1), 1)
+        return self.bins.number(self.bins.depth(peak, self.peak, self.factor, 1), 1)
 
     def _find_bin(
         self, by: int, wanted: Expr, above: Registers, number: Registers, before: Registers, mass: Registers
@@ -246,7 +264,7 @@ class _Threshold:
         zero = const(0.0, "float64")
         here, scale = Registers(2, "float64", 1), self._first_scale()
         here[0], here[1] = zero, zero
-        with T.While(tirx.all(number[0] < BINS - 1, before[0] + here[by] < wanted)):
+        with T.While(tirx.all(number[0] < self.bins.count - 1, before[0] + here[by] < wanted)):
             before[0] = before[0] + here[by]
             mass[0] = mass[0] + here[1]
             above[0] = number[0]
@@ -254,20 +272,18 @@ class _Threshold:
             here[0], here[1] = self._content(number[0], 0), self._content(number[0], 1) * scale[0]
             self._next_scale(scale)
 
-    def _gather(self, above: Expr, number: Expr) -> Expr:
-        """Copy the tokens of the bins behind `above` up to `number`, in the order of ids; returns how many."""
+    def _gather(self, floor: Expr, top: Expr) -> Expr:
+        """Copy the tokens above `floor` up to `top` (keys), in the order of ids; returns how many."""
         count = cell("int32", const(0))
-        low = let((above + 1).astype("float32"))
-        high = let(tirx.Select(number < BINS - 1, (number + 1).astype("float32"), f32(INFINITY)))
+        low, high = (let(bits("float32", _ordered(key))) for key in (floor, top))
 
         def block(first: Expr, columns: int) -> None:
             def piece(column: Expr, lanes: int) -> None:
                 x = Registers(1, "float32", lanes)
                 x[0] = load(self.f["logits"], self.start + first + column, lanes)
-                depth = depth_of(x[0], self.peak, self.factor, lanes)
                 found, none = Registers(1, "int32", lanes), splat(const(0), lanes)
-                inside = let(tirx.Select(depth >= splat(low, lanes), splat(const(1), lanes), none))
-                found[0] = tirx.Select(depth < splat(high, lanes), inside, none)
+                inside = let(tirx.Select(x[0] > splat(low, lanes), splat(const(1), lanes), none))
+                found[0] = tirx.Select(x[0] <= splat(high, lanes), inside, none)
                 hits = let(found[0])
                 some = intrinsic("int32", "llvm.vector.reduce.or", hits) if lanes > 1 else hits
                 with T.If(some != 0), T.Then():
@@ -277,16 +293,17 @@ class _Threshold:
 
             each_piece(columns, self.isa.lanes, piece)
 
-        with T.serial(0, blocks(self.vocab)) as i, T.If(self._bin_of_peak(i) <= number), T.Then():
+        peaks = let(self.row * blocks(self.vocab))
+        with T.serial(0, blocks(self.vocab)) as i, T.If(self.f["peaks"][peaks + i] > low), T.Then():
             in_range(i, self.vocab, BLOCK, block)
         return let(count[0])
 
-    def _bisect(self, by: int, count: Expr, wanted: Expr, before: Expr) -> None:
-        """Find the threshold among `count` gathered tokens; `before` is the weight of those in the bins above."""
+    def _bisect(self, by: int, count: Expr, wanted: Expr, before: Expr, floor: Expr, top: Expr) -> None:
+        """Find the threshold among `count` gathered tokens; `before` is the weight of those above `top`."""
         lanes, step = self.isa.lanes, self.isa.lanes * _SUMS
         steps = let((count + (step - 1)) // step)
         self._finish_gathering(count, let(steps * step))
-        low, high = self._range(count)
+        low, high = cell("int32", floor + 1), cell("int32", top + 1)
 
         def total(term: Callable[[Expr, Expr], Expr]) -> Expr:
             """The sum of `term(logits, weights)` over what was gathered."""
@@ -302,7 +319,7 @@ class _Threshold:
 
         zero, one = splat(f32(0), lanes), splat(f32(1), lanes)
         with T.While(high[0].astype("int64") - low[0].astype("int64") > 1):
-            middle = let(((low[0].astype("int64") + high[0].astype("int64")) >> 1).astype("int32"))
+            middle = _middle(low, high)
             bound = let(splat(bits("float32", _ordered(middle)), lanes))
             reached = total(lambda x, weight: tirx.Select(x >= bound, weight if by else one, zero))
             with T.If(reached >= wanted):
@@ -336,15 +353,6 @@ class _Threshold:
             distance = distance_of(load(self.f["scratch"], x_at + i * lanes, lanes), self.peak, self.factor, lanes)
             store(self.f["scratch"], w_at + i * lanes, weight_of(distance, lanes), lanes)
 
-    def _range(self, count: Expr) -> tuple[Registers, Registers]:
-        """Keys of the smallest gathered logit, and one more than that of the largest."""
-        low, high = cell("int32", const(0x7FFFFFFF)), cell("int32", const(-0x7FFFFFFF))
-        with T.serial(0, count) as i:
-            key = let(_ordered(bits("int32", self.f["scratch"][self.areas["logits"] + i])))
-            low[0] = tirx.min(low[0], key)
-            high[0] = tirx.max(high[0], key + 1)
-        return low, high
-
     def _cut(self, least: Expr, kept: Registers) -> None:
         """Of the tokens at the threshold, leave those with the lowest ids."""
         column = cell("int32", const(-1))
@@ -357,10 +365,15 @@ class _Threshold:
 
 
 _SUMS = 4  # vector accumulators
-_COPIES, _STAGE = 4, 512  # of a histogram; tokens whose bins are found before they are counted
+_COPIES, _STAGE = 2, 512  # of a histogram; tokens whose bins are found before they are counted
 _UNIT, _MASS_BITS = 22, 44  # binary digits of a weight within its bin, and of the sum of weights in a bin
 
 
 def _ordered(word: Expr) -> Expr:
     """The bits of a float as an integer of the same order, and back."""
     return let(word ^ let((word >> const(31)) & const(0x7FFFFFFF)))
+
+
+def _middle(low: Registers, high: Registers) -> Expr:
+    """Halfway between two keys."""
+    return let(((low[0].astype("int64") + high[0].astype("int64")) >> 1).astype("int32"))

@@ -8,6 +8,7 @@ divided by that of the most probable token.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -21,7 +22,6 @@ BLOCK = 2048  # columns whose maximum and sum are kept
 STRIP = 64  # columns of a block whose sum is kept
 STRIPS = BLOCK // STRIP  # of a block
 PART = 8 * BLOCK  # columns of one histogram
-BINS, BINS_PER_E = 512, 16.0  # a bin spans a factor of e^(1/16) in weight; the last takes all that is left
 LEAST = -87.0  # a weight of less than e^-87 is 0
 INFINITY = float("inf")
 
@@ -32,6 +32,29 @@ def blocks(vocab: int) -> int:
 
 def parts(vocab: int) -> int:
     return -(-vocab // PART)
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """A histogram's: `per_e` of them for each factor of e in weight; the last takes all that is left."""
+
+    per_e: int
+
+    @staticmethod
+    def of(vocab: int) -> Bins:
+        """More of them where more tokens would share one."""
+        return Bins(min(64, max(8, 1 << (blocks(vocab).bit_length() - 1))))
+
+    @property
+    def count(self) -> int:
+        return 32 * self.per_e
+
+    def depth(self, x: Expr, peak: Expr, factor: Expr, lanes: int) -> Expr:
+        """How many bins a token lies below the most probable one; its bin is the whole part, or the last."""
+        return let(distance_of(x, peak, factor, lanes) * splat(f32(-self.per_e), lanes))
+
+    def number(self, depth: Expr, lanes: int) -> Expr:
+        return let(let(tirx.min(splat(f32(self.count - 1), lanes), depth)).astype(vector("int32", lanes)))
 
 
 def each_range(f: Frame, vocab: int, size: int, handle: Callable[[Expr, Expr, Expr, int], None]) -> None:
@@ -74,15 +97,6 @@ def distance_of(x: Expr, peak: Expr, factor: Expr, lanes: int) -> Expr:
 
 def weight_of(distance: Expr, lanes: int) -> Expr:
     return let(tirx.Select(distance < splat(f32(LEAST), lanes), splat(f32(0), lanes), exp(distance, lanes)))
-
-
-def depth_of(x: Expr, peak: Expr, factor: Expr, lanes: int) -> Expr:
-    """How many bins a token lies below the most probable one; its bin is the whole part, or the last."""
-    return let(distance_of(x, peak, factor, lanes) * splat(f32(-BINS_PER_E), lanes))
-
-
-def bin_of(depth: Expr, lanes: int) -> Expr:
-    return let(let(tirx.min(splat(f32(BINS - 1), lanes), depth)).astype(vector("int32", lanes)))
 
 
 def all_rows(sizes: Mapping[str, Expr]) -> Expr:

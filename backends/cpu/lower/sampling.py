@@ -7,7 +7,7 @@ from ...program import ADVANCE, Guard, Ref
 from ..penalties import penalize, remember
 from ..sample import advance, draw, kept_masses, most_probable, row_peaks, tally
 from ..threshold import histogram, threshold
-from ..vocabulary import BINS, STRIPS, blocks, parts
+from ..vocabulary import STRIPS, Bins, blocks, parts
 from .context import MANY, PAGE, CpuLowering, width
 
 
@@ -28,7 +28,7 @@ def lower_sampling(x: CpuLowering) -> None:
         "tokens": Ref("step", "chosen"),
         "peaks": x.temporary(of_blocks, 4),
         "peak": x.temporary(rows, 4),
-        "bins": x.temporary(size_of("r", parts(vocab), BINS), 8),
+        "bins": x.temporary(size_of("r", parts(vocab), Bins.of(vocab).count), 8),
         "least": x.temporary(rows, 4),
         "last": x.temporary(rows, 4),
         "masses": x.temporary(of_blocks, 4),

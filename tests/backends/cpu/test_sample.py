@@ -14,7 +14,7 @@ from mlc.backends.cpu.kernel import Kernel
 from mlc.backends.cpu.sample import advance, draw, kept_masses, most_probable, row_peaks, tally
 from mlc.backends.cpu.sync import STOPS
 from mlc.backends.cpu.threshold import histogram, threshold
-from mlc.backends.cpu.vocabulary import BINS, BLOCK, PART, STRIPS, blocks, parts
+from mlc.backends.cpu.vocabulary import BLOCK, PART, STRIPS, Bins, blocks, parts
 from mlc.backends.reference.sample import distribution, sample
 from tests.backends.cpu.conftest import RunKernel
 
@@ -71,7 +71,7 @@ class Kernels:
             "peaks": ((r, blocks(self.vocab)), np.float32),
             "peak": ((r,), np.float32),
             "tokens": ((r,), np.int32),
-            "bins": ((r, parts(self.vocab), BINS), np.int64),
+            "bins": ((r, parts(self.vocab), Bins.of(self.vocab).count), np.int64),
             "least": ((r,), np.float32),
             "last": ((r,), np.int32),
             "masses": ((r, blocks(self.vocab)), np.float32),
