@@ -180,9 +180,9 @@ class Engine:
 
     def _count_steps(self, step: Sequence[Work]) -> int:
         """How many steps to make of `step` in one call of the model: as many as take CALL_SECONDS, if all sequences
-        decode without needing anything of us between them, and nobody waits. A first token comes alone.
+        decode without needing anything of us between them, and nobody waits who could start. A first token comes alone.
         """
-        if self._scheduler.waiting or any(w.sequence.pending > 1 or not w.sequence.answered for w in step):
+        if not self._scheduler.settled or any(w.sequence.pending > 1 or not w.sequence.answered for w in step):
             return 1
         choices = [self._choices[work.sequence] for work in step]
         if not all(choice.sampler_state.alone for choice in choices):

@@ -40,6 +40,11 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.preemptions = 0
 
+    @property
+    def settled(self) -> bool:
+        """Whether nobody waits who could start before one of those that run ends."""
+        return not self.waiting or len(self.running) == self.max_sequences
+
     def add(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=_by_arrival)
 

@@ -172,7 +172,7 @@ def test_several_steps_in_one_call_give_what_single_steps_give(seed: int) -> Non
 
 
 @pytest.mark.usefixtures("slow_calls")
-def test_steps_share_a_call_while_nobody_waits_and_none_needs_us_between_them() -> None:
+def test_steps_share_a_call_while_nobody_could_start_and_none_needs_us_between_them() -> None:
     model = HashModel(max_sequences=2)
     one = engine(model, max_steps=4)
 
@@ -193,7 +193,8 @@ def test_steps_share_a_call_while_nobody_waits_and_none_needs_us_between_them() 
         assert calls(Request(prompt(9), needy)) == [[1]] * 12
     early = replace(GREEDY, min_tokens=6, max_tokens=12)
     assert calls(Request(prompt(9), early)) == [[1]] * 6 + [[4], [2]]
-    assert calls(*(Request(prompt(9, i), GREEDY) for i in range(3)))[1] == [1, 1]  # the third one waits
+    two_seats = calls(*(Request(prompt(9, i), GREEDY) for i in range(3)))
+    assert two_seats[1:5] == [[4, 4], [4, 4], [3, 3], [1]], "the third one waits for a seat"
     stop = expected(prompt(9), 12)[6]
     ends = replace(GREEDY, stop_ids=[stop])
     first = expected(prompt(9), 12).index(stop)
