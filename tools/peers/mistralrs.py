@@ -99,8 +99,11 @@ class Peer(BasePeer):
         )
 
     def _text(self, tokens: Sequence[int], wanted: int) -> str:
-        """A text of exactly so many tokens (not these: no ids can be handed over). Raises RuntimeError."""
-        words = " ".join((next(self.heads), *map(str, tokens)))
+        """A text of exactly so many tokens (not these: no ids can be handed over). Raises RuntimeError.
+
+        Numbers on lines: a letter that follows is joined to blanks and letters, but not to digits or the end of a line.
+        """
+        words = "\n".join((next(self.heads), *map(str, tokens)))
         text = words[: bisect_left(range(len(words)), wanted, key=lambda end: self._count(words[:end]))]
         if self._count(text) != wanted:
             raise RuntimeError(f"mistral.rs makes {self._count(text)} tokens of a text that should have {wanted}")
