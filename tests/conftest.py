@@ -32,6 +32,12 @@ def _python_with(variable: str, *packages: str) -> str:
 
 
 @pytest.fixture(scope="session")
+def mistralrs_python() -> str:
+    """A Python that has mistral.rs."""
+    return _python_with("MISTRALRS_PYTHON", "mistralrs")
+
+
+@pytest.fixture(scope="session")
 def openvino_python() -> str:
     """A Python that has OpenVINO GenAI."""
     return _python_with("OPENVINO_PYTHON", "openvino_genai")

@@ -24,7 +24,12 @@ from .peers.serve import cpu_seconds
 
 PEERS = Path(__file__).parent / "peers"
 _NO_PEER = {"__init__", "base", "serve"}
-_INSTALL = {"llama.cpp": "llama-cpp-python", "onnxruntime": "onnxruntime-genai", "openvino": "openvino-genai"}
+_INSTALL = {
+    "llama.cpp": "llama-cpp-python",
+    "mistralrs": "mistralrs",
+    "onnxruntime": "onnxruntime-genai",
+    "openvino": "openvino-genai",
+}
 _ANSWER_BYTES = 1 << 24
 _END_SECONDS = 2.0
 _IDLE_SHARE = 0.15  # of a core

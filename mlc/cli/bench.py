@@ -95,7 +95,7 @@ def bench(
         str | None,
         typer.Option(
             "--vs",
-            help="Time another engine by turns with this one: llama.cpp, onnxruntime, openvino.",
+            help="Time another engine by turns with this one: llama.cpp, mistralrs, onnxruntime, openvino.",
             rich_help_panel=_PEER,
             metavar="PEER",
         ),

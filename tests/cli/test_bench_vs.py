@@ -94,7 +94,7 @@ def test_what_cannot_be_compared_is_said_before_anything_is_timed(cli: Mlc, tiny
     assert "--vs llama.cpp needs --vs-model" in cli(*here).stderr
     assert "no.gguf does not exist" in cli(*here, "--vs-model", "no.gguf").stderr
     assert "'flash' is not NAME=VALUE" in cli(*here, "--vs-model", tiny, "--vs-set", "flash").stderr
-    assert "mlc can compare with llama.cpp, onnxruntime, openvino" in cli("bench", "-m", tiny, "--vs", "other").stderr
+    assert f"mlc can compare with {', '.join(peers())}" in cli("bench", "-m", tiny, "--vs", "other").stderr
     assert "--streams 999 is more than" in cli("bench", "-m", tiny, "--streams", "999").stderr
 
 
@@ -165,6 +165,24 @@ def test_openvino_itself_can_be_timed(cli: Mlc, tiny: Path, openvino_python: str
         "is neither a GGUF file nor a folder with an openvino_model.xml"
         in cli("bench", "-m", tiny, *SIZES, *vs, tiny).stderr
     )
+
+
+def test_mistralrs_itself_can_be_timed(cli: Mlc, tiny: Path, mistralrs_python: str, tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    write(Shape("qwen3", 2, 64, 4, 2, 16, 96, 300, 512, 1e6, "qwen2"), model, "small")
+    vs = ("--vs", "mistralrs", "--vs-python", mistralrs_python, "--no-limits", "--vs-set", "isq=q8_0", "--vs-model")
+    told = json.loads(cli("bench", "-m", tiny, *SIZES, "--streams", "1,3", "--start", *vs, model, "--json").stdout)
+    theirs = told["vs"]
+    assert theirs["name"] == "mistral.rs" and theirs["vocab"] == 300 and len(theirs["results"]) == 5
+    for result in theirs["results"]:
+        assert min(result["rates"]) > 0 and result["settings"].keys() == {"isq", "kv", "threads"}
+    assert theirs["start"]["peak"] >= theirs["start"]["resident"] > 0
+    wrong = cli("bench", "-m", tiny, *SIZES, *vs, model, "--vs-set", "kv=q8_0").stderr
+    assert "mistralrs: ValueError: kv is q8_0; expected f16 or f32" in wrong
+    many = cli("bench", "-m", tiny, *SIZES, "--streams", "17", *vs, model).stderr
+    assert "mistral.rs can be timed with at most 16 streams, not 17" in many
+    nothing = cli("bench", "-m", tiny, *SIZES, *vs, tmp_path).stderr
+    assert "is neither a GGUF file nor a folder with a config.json" in nothing
 
 
 def test_the_help_names_every_peer(cli: Mlc) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
 import mlc
 from mlc.tools.make_model import Shape, write
@@ -200,6 +200,87 @@ def gguf_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     write(Shape("llama", 5, 192, 6, 2, 32, 384, 1536, 1024, 1e4, "llama-bpe"), path, "bundled", values)
     return path
+
+
+# Of two `decode`, and of `prefill` of each prompt: ids of the texts, what was written after them, how many pieces of
+# that had come when the clock was started and stopped and at the end, and tokens of a text and an answer.
+DRIVE_TEXTS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import serve
+model, prompts, steps = json.loads(sys.argv[2])
+peer = serve.load("mistralrs")
+peer.open(model, 2, {"kv": "f32"})
+write, request, marks, told, come = peer._write, peer._request, [], [], 0
+class Counted:
+    def __init__(self, *order):
+        self.pieces = request(*order)
+    def __iter__(self):
+        return self
+    def __next__(self):
+        global come
+        piece = next(self.pieces)
+        come += 1
+        return piece
+class Clock:
+    def __enter__(self):
+        marks[:] = [come]
+    def __exit__(self, *_):
+        marks.append(come)
+def watched(texts, *rest, **clocks):
+    global come
+    come = 0
+    together = write(texts, *rest, **clocks)
+    told.append([[peer._ids(text) for text in texts], peer.written, [*marks, sum(peer.pieces)], rest])
+    return together
+peer.setup("decode", len(prompts[0]) + steps + 1, len(prompts))
+peer.fill(prompts)
+peer._write, peer._request = watched, Counted
+def last(order, *rest):
+    order(Clock(), *rest)
+    return told[-1]
+decoded = [last(peer.decode, steps) for _ in range(2)]
+peer.setup("prefill", len(prompts[0]) + 1, 1)
+print(json.dumps([decoded, [last(peer.prefill, prompt) for prompt in prompts]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", [1, 3])
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_mistralrs_writes_what_the_model_does(mistralrs_python: str, gguf_model: Path, kind: str, streams: int) -> None:
+    """It takes texts and gives texts: each has as many tokens as were asked for, and the model's answer follows."""
+    gguf, torch, transformers = map(pytest.importorskip, ("gguf", "torch", "transformers"))
+    model, eps = (BUNDLED, 1e-5) if kind == "folder" else (gguf_model, 1e-6)
+    tokenizer = Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
+    names = [tokenizer.id_to_token(token) or "" for token in range(1536)]
+    if kind == "gguf":
+        names = gguf.GGUFReader(gguf_model).fields["tokenizer.ggml.tokens"].contents()
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32, rms_norm_eps=eps)
+
+    def answer(ids: list[int], tokens: int) -> str:
+        ids = list(ids)
+        for _ in range(tokens):
+            ids.append(int(oracle(torch.tensor([ids])).logits[0, -1].argmax()))
+        return decoders.ByteLevel().decode([names[token] for token in ids[-tokens:] if "<|" not in names[token]])
+
+    prompts = [[100 * s + i for i in range(24)] for s in range(streams)]
+    here, order = str(Path(serve.__file__).parent), json.dumps([str(model), prompts, 8])
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [mistralrs_python, "-c", DRIVE_TEXTS, here, order]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=bare)
+    assert done.returncode == 0, done.stderr
+    decoded, prefilled = json.loads(done.stdout)
+    for number, (texts, written, (started, stopped, pieces), counted) in enumerate([*decoded, *prefilled]):
+        reading = number >= 2
+        assert [*map(len, texts)] == [24] * (1 if reading else streams)
+        assert counted == [24, 1 if reading else 9]
+        expected = [answer(ids, counted[1]) for ids in texts]
+        assert [text.lstrip() for text in written] == [text.lstrip() for text in expected]
+        assert (started, stopped) == (0 if reading else streams, pieces)
+    begins = [ids[0] for texts, *_ in (decoded[0], *prefilled) for ids in texts]
+    assert len({*begins}) == 2 * streams, "what was read before is not read faster"
+    assert all(a[:-1] == b[:-1] and a != b for a, b in zip(decoded[0][0], decoded[1][0], strict=True))
 
 
 @pytest.mark.slow

@@ -149,8 +149,11 @@ def test_another_python_does_not_see_the_packages_of_this_one(tmp_path: Path, mo
 
 
 def test_a_peer_is_a_file_and_others_do_not_exist() -> None:
-    assert peers() == {"llama.cpp": "llamacpp", "onnxruntime": "onnxruntime", "openvino": "openvino"}
-    with pytest.raises(InputError, match=r"'vllm' is unknown; mlc can compare with llama\.cpp, onnxruntime, openvino$"):
+    plain = ("mistralrs", "onnxruntime", "openvino")
+    assert peers() == {"llama.cpp": "llamacpp"} | {name: name for name in plain}
+    with pytest.raises(
+        InputError, match=r"'vllm' is unknown; mlc can compare with llama\.cpp, mistralrs, onnxruntime, o"
+    ):
         peer_command("vllm", None)
 
 
@@ -165,7 +168,7 @@ def test_an_engine_that_is_not_installed_is_named_with_its_package(tmp_path: Pat
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     bare.chmod(0o755)
     packages = {"llama.cpp": "llama-cpp-python", "onnxruntime": "onnxruntime-genai", "openvino": "openvino-genai"}
-    package = packages[name]
+    package = packages.get(name, name)
     with pytest.raises(InputError, match=rf"{re.escape(name)} is not there for .*python -m pip install {package}`, or"):
         Worker(name, peer_command(name, str(bare)))
 
