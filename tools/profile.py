@@ -14,7 +14,7 @@ from .stats import Cost, Step, constants, costs, label
 class Timed:
     """One kernel call of the step that was measured."""
 
-    op: str  # of the graph node it comes from
+    op: str  # of the graph node it comes from, or of several, `first+second`
     kernel: str
     seconds: float
 
@@ -38,20 +38,25 @@ def attribute(timed: Sequence[Timed], graph: Graph, step: Step) -> list[Row]:
     two do not match, the calls of the op are one row without weights.
     """
     constant = constants(graph)
-    calls: dict[str, list[Timed]] = {}
-    for call in timed:
-        calls.setdefault(call.op, []).append(call)
     nodes: dict[str, list[tuple[str, Cost]]] = {}
     for node, cost in costs(graph, step):
         nodes.setdefault(node.op.name, []).append((label(node, constant)[1], cost))
-    groups: dict[tuple[str, str], list[tuple[Timed, Cost]]] = {}
+    calls: dict[str, list[int]] = {}
+    for i, call in enumerate(timed):
+        for op in call.op.split("+"):
+            calls.setdefault(op, []).append(i)
+    reads, spent = [""] * len(timed), [Cost()] * len(timed)
     for op, made in calls.items():
         of_op = nodes.get(op, [])
         share, rest = divmod(len(made), len(of_op)) if of_op else (0, 1)
-        for i, call in enumerate(made):
-            reads, cost = of_op[i // share] if not rest else ("", Cost())
-            first = rest or i % share == 0
-            groups.setdefault((op, reads), []).append((call, cost if first else Cost()))
+        for number, i in enumerate(made if not rest else ()):
+            weight, cost = of_op[number // share]
+            reads[i] = reads[i] or weight
+            if number % share == 0:
+                spent[i] += cost
+    groups: dict[tuple[str, str], list[tuple[Timed, Cost]]] = {}
+    for call, weight, cost in zip(timed, reads, spent, strict=True):
+        groups.setdefault((call.op, weight), []).append((call, cost))
     rows = [_row(op, reads, members) for (op, reads), members in groups.items()]
     return sorted(rows, key=lambda row: row.seconds, reverse=True)
 

@@ -12,7 +12,7 @@ from .emit import Registers, bits, f32, fma, let, load, splat, store, vector
 from .isa import Dot
 from .kernel import Expr
 from .kv import padded, quantize
-from .tiles import divisor_lanes, parts, spans
+from .tiles import divisor_lanes, in_turns, parts, spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ class BoundByteTile(BoundTile):
                 start = let(splat(bits("int32", memory[self._place(row + m, 1)]), lanes))
                 for v in range(vectors):
                     sums[m * vectors + v] = start
-            with T.serial(0, -(-t.d // 4)) as i:
+
+            def step(i: Expr) -> None:
                 if number == 0:
                     for v in range(vectors):
                         ahead((i * t.panel + first * lanes) * 4, v * lanes * 4)
@@ -87,6 +88,8 @@ class BoundByteTile(BoundTile):
                         dot = Dot(t.isa, sums[m * vectors + v], weight_bits=8)
                         dot.add(keys[v], four)
                         sums[m * vectors + v] = dot.total()
+
+            in_turns(-(-t.d // 4), step)
             for v in range(vectors):
                 factors = let(scales((first + v) * lanes, lanes))
                 for m in range(rows):
@@ -127,7 +130,8 @@ class BoundByteTile(BoundTile):
             places = [let(self.scores + (row + m) * t.span + column // 4) for m in range(rows)]
             sums = Registers(rows * vectors, "int32", lanes)
             sums.clear()
-            with T.serial(0, (tokens + 3) // 4) as i:
+
+            def step(i: Expr) -> None:
                 if number == 0:
                     for v in range(vectors):
                         ahead((i * t.columns + first * lanes) * 4, v * lanes * 4)
@@ -138,6 +142,8 @@ class BoundByteTile(BoundTile):
                         dot = Dot(t.isa, sums[m * vectors + v], weight_bits=7)
                         dot.add(four, values[v])
                         sums[m * vectors + v] = dot.total()
+
+            in_turns((tokens + 3) // 4, step)
             for m in range(rows):
                 scale = let(splat(memory[self._place(row + m, 2)], lanes))
                 for v in range(vectors):

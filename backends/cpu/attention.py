@@ -106,7 +106,7 @@ def paged_attention(
                 size = pages.depth * page // blocks
                 with T.serial(0, (high - low) * blocks) as i:
                     index, block = let(low + i // blocks), let(i % blocks)
-                    handle(index, block, let(page_base(index) + block * size), fetch(let(i * size)))
+                    handle(index, block, let(page_base(index) + block * size), fetch(i * size))
 
             def fetch_from(buffer: Expr, c: Expr) -> Fetch:
                 """Ask for the pages of span `c` of `buffer`, a line for each line that is read meanwhile.
@@ -118,12 +118,13 @@ def paged_attention(
                 for i in range(span_pages):
                     T.buffer_store(streams, page_base(let(tirx.min(c * span_pages + i, last_page))), [i])
 
+                per_line = LINE // pages.item
+
                 def fetch(done: Expr) -> Ahead:
                     def ahead(place: Expr, offset: int) -> None:
-                        if offset * pages.item % LINE == 0:
-                            line = let((done + place + offset) // (LINE // pages.item))
-                            at = streams[line % span_pages] + line // span_pages * (LINE // pages.item)
-                            prefetch(buffer, at, level=2)
+                        if offset % per_line == 0:
+                            line = (done + place + offset) // per_line
+                            prefetch(buffer, streams[line % span_pages] + line // span_pages * per_line, level=2)
 
                     return ahead
 

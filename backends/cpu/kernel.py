@@ -52,6 +52,8 @@ class Kernel:
     `sizes` are int32 scalars known only at run time (tokens in the step, and the like).
     `items(sizes)` gives the number of items as a TIR expression of them.
     `grain` is how many items a thread takes at a time; 0 means half of its fair share of what is left.
+    `strip` says that an item makes so many neighbouring columns of a row of `y`, or the rest, strip by strip and row by
+    row, so that another kernel may go on with it at once (see `then`); 0 says nothing.
     `scratch` is bytes of private memory per thread, reached as the uint8-aligned pointer parameter `scratch`
     (declare it last in `pointers`; the body adds `thread * scratch` itself through `emit.scratch`).
     """
@@ -63,6 +65,7 @@ class Kernel:
     body: Callable[[Frame], None]
     grain: int = 0
     scratch: int = 0
+    strip: int = 0
 
     def prim_func(self, helpers: str = "") -> tvm.tirx.PrimFunc:
         """A private function (pointers..., sizes..., lo, hi, thread) -> int32 0.
@@ -84,6 +87,23 @@ class Kernel:
                 self.body(Frame(buffers, sizes, lo, hi, thread))
             T.add_to_parent(tirx.Return(tirx.const(0, "int32")))
         return builder.get()
+
+
+def then(first: Kernel, second: Kernel) -> Kernel:
+    """One kernel of two with as many items: `second` takes each item of y, its x, when `first` has made it.
+
+    Its pointers are those of `first`, and those of `second` but x.
+    """
+    own = tuple(p for p in second.pointers if p.name != "x")
+    assert first.sizes == second.sizes and first.strip and not (first.scratch or second.scratch)
+
+    def body(f: Frame) -> None:
+        inner = {"x": f["y"], **{p.name: f[p.name] for p in own}}
+        with T.serial(f.lo, f.hi) as item:
+            first.body(Frame(f.buffers, f.sizes, item, item + 1, f.thread))
+            second.body(Frame(inner, f.sizes, item, item + 1, f.thread))
+
+    return Kernel(f"{first.name}_{second.name}", (*first.pointers, *own), first.sizes, first.items, body)
 
 
 def import_llvm(text: str) -> AbstractContextManager[None]:

@@ -90,6 +90,7 @@ def rms_norm(
     Pointers x, weight f32[k], y; x and y may be the same memory. Sizes rows. With `one_plus` the factor is 1 + weight
     (Gemma). Rows are contiguous unless `x` or `y` says otherwise. An item is a row and a head.
     """
+    strip = 0 if y else k
     x, y = x or Rows(heads * k), y or Rows(heads * k)
 
     def body(f: Frame) -> None:
@@ -110,7 +111,7 @@ def rms_norm(
         each_item(f, heads, norm)
 
     name = kernel_name("rms_norm", k, eps, heads, x, y, one_plus)
-    return Kernel(name, _floats("x", "weight", "y"), ("rows",), lambda sizes: sizes["rows"] * heads, body)
+    return Kernel(name, _floats("x", "weight", "y"), ("rows",), lambda sizes: sizes["rows"] * heads, body, strip=strip)
 
 
 def add_rms_norm(k: int, eps: float, isa: Isa, *, one_plus: bool = False) -> Kernel:
@@ -138,7 +139,9 @@ def add_rms_norm(k: int, eps: float, isa: Isa, *, one_plus: bool = False) -> Ker
             each_piece(k, isa.lanes, write)
 
     pointers = _floats("x", "residual", "weight", "y", "total")
-    return Kernel(kernel_name("add_rms_norm", k, eps, one_plus), pointers, ("rows",), lambda s: s["rows"], body)
+    return Kernel(
+        kernel_name("add_rms_norm", k, eps, one_plus), pointers, ("rows",), lambda s: s["rows"], body, strip=k
+    )
 
 
 def layer_norm(k: int, eps: float, isa: Isa, *, residual: bool = False, bias: bool = True) -> Kernel:
@@ -184,7 +187,7 @@ def layer_norm(k: int, eps: float, isa: Isa, *, residual: bool = False, bias: bo
 
     names = ["x", "weight", *(["bias"] if bias else []), "y", *(["residual", "total"] if residual else [])]
     name = kernel_name("add_layer_norm" if residual else "layer_norm", k, eps, bias)
-    return Kernel(name, _floats(*names), ("rows",), lambda sizes: sizes["rows"], body)
+    return Kernel(name, _floats(*names), ("rows",), lambda sizes: sizes["rows"], body, strip=k)
 
 
 def _floats(*names: str) -> tuple[Pointer, ...]:

@@ -12,7 +12,7 @@ from .emit import bits, const, exp, f32, fma, let, load, splat, store, vector, w
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .norm import each_piece
-from .rows import Rows
+from .rows import Rows, blocks, each_block
 from .tiles import kernel_name, larger
 from .vmath import gelu, sigmoid, tanh
 
@@ -137,34 +137,13 @@ def _elementwise(
 
             each_piece(columns, isa.lanes, piece)
 
-        each_block(f, k, block)
+        each_block(f, k, BLOCK, block)
 
     pointers = [Pointer(key, source) for key in operands if key == key.strip()] + [Pointer("y", target)]
     sizes = ("rows", "period") if any(rows.repeats for rows in operands.values()) else ("rows",)
     name = kernel_name(name, *operands.values(), y)
-    return Kernel(name, tuple(pointers), sizes, lambda s: s["rows"] * blocks(k), body)
-
-
-def blocks(k: int) -> int:
-    """How many items a row of k columns is."""
-    return -(-k // BLOCK)
-
-
-def each_block(f: Frame, k: int, handle: Callable[[Expr, Expr, int], None]) -> None:
-    """handle(row, first column, columns) for each item, a block of at most BLOCK columns of a row."""
-    count, rest = blocks(k), k % BLOCK
-    with T.serial(f.lo, f.hi) as item:
-        if count == 1:
-            handle(let(item), const(0), k)
-        elif not rest:
-            handle(let(item // count), let(item % count * BLOCK), BLOCK)
-        else:
-            row, part = let(item // count), let(item % count)
-            when(
-                part < count - 1,
-                lambda: handle(row, let(part * BLOCK), BLOCK),
-                lambda: handle(row, const(k - rest), rest),
-            )
+    strip = min(k, BLOCK) if y == Rows(k) else 0
+    return Kernel(name, tuple(pointers), sizes, lambda s: s["rows"] * blocks(k, BLOCK), body, strip=strip)
 
 
 def take_rows(k: int, dtype: str, isa: Isa) -> Kernel:
@@ -204,10 +183,10 @@ def _moved(
             out = let((target(f, row) if target else row).astype("int64") * k + first)
             each_piece(columns, lanes, lambda c, n: store(f["y"], out + c, load(f["x"], start + c, n), n))
 
-        each_block(f, k, block)
+        each_block(f, k, BLOCK, block)
 
     pointers = (Pointer("x", dtype), *(Pointer(i, "int32") for i in indices), Pointer("y", dtype))
-    return Kernel(name, pointers, sizes, lambda s: s["rows"] * blocks(k), body)
+    return Kernel(name, pointers, sizes, lambda s: s["rows"] * blocks(k, BLOCK), body)
 
 
 def prepend_row(k: int, isa: Isa) -> Kernel:
@@ -227,10 +206,12 @@ def prepend_row(k: int, isa: Isa) -> Kernel:
 
             when(row % period == 0, lambda: copy(f["row"], first), lambda: copy(f["x"], start))
 
-        each_block(f, k, block)
+        each_block(f, k, BLOCK, block)
 
     pointers = tuple(Pointer(name, "float32") for name in ("x", "row", "y"))
-    return Kernel(kernel_name("prepend_row", k), pointers, ("rows", "period"), lambda s: s["rows"] * blocks(k), body)
+    return Kernel(
+        kernel_name("prepend_row", k), pointers, ("rows", "period"), lambda s: s["rows"] * blocks(k, BLOCK), body
+    )
 
 
 def mean_rows(k: int, isa: Isa, *, lengths: bool = False) -> Kernel:
@@ -257,8 +238,8 @@ def mean_rows(k: int, isa: Isa, *, lengths: bool = False) -> Kernel:
 
             each_piece(columns, isa.lanes, piece)
 
-        each_block(f, k, block)
+        each_block(f, k, BLOCK, block)
 
     pointers = (Pointer("x", "float32"), *([Pointer("lengths", "int32")] if lengths else []), Pointer("y", "float32"))
     name = kernel_name("mean_rows", k, lengths)
-    return Kernel(name, pointers, ("rows", "period"), lambda s: s["rows"] * blocks(k), body)
+    return Kernel(name, pointers, ("rows", "period"), lambda s: s["rows"] * blocks(k, BLOCK), body)

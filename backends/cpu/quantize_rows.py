@@ -8,23 +8,35 @@ from tvm.tirx.script.builder import ir as T
 from .emit import bits, const, f32, intrinsic, let, load, reduce_add_int, rint, splat, store
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
+from .rows import blocks, each_block
+from .tiles import kernel_name
 
 
-def quantize_rows(k: int, group: int, isa: Isa) -> Kernel:
+def quantize_rows(k: int, group: int, isa: Isa, strip: int = 0) -> Kernel:
     """x f32[rows, k] -> q int8[rows, k], scale f32[rows, k / group], sum f32[rows, k / group].
+
+    An item is a row, or `strip` columns of one, a multiple of `group`.
 
     For each group of `group` neighbours: scale = max|x| / 127, q = rint(x * (127 / max|x|)), sum = scale * (q
     added up). A group whose greatest magnitude is below 1e-30 becomes zeros; one with a NaN gets a NaN scale.
     """
 
+    strip = strip or k
+    assert strip % group == 0
+
     def body(f: Frame) -> None:
-        with T.serial(f.lo, f.hi) as row, T.serial(0, k // group) as number:
-            g = let(row.astype("int64") * (k // group) + number)
-            values = [let(load(f["x"], g * group + i * isa.lanes, isa.lanes)) for i in range(group // isa.lanes)]
-            quantize_group(values, f["q"], f["scale"], f["sum"], g, isa)
+        def block(row: Expr, first: Expr, columns: int) -> None:
+            before = let(row.astype("int64") * (k // group) + first // group)
+            with T.serial(0, columns // group) as number:
+                g = let(before + number)
+                values = [let(load(f["x"], g * group + i * isa.lanes, isa.lanes)) for i in range(group // isa.lanes)]
+                quantize_group(values, f["q"], f["scale"], f["sum"], g, isa)
+
+        each_block(f, k, strip, block)
 
     pointers = Pointer("x", "float32"), Pointer("q", "int8"), Pointer("scale", "float32"), Pointer("sum", "float32")
-    return Kernel(f"quantize_rows_k{k}_g{group}", pointers, ("rows",), lambda sizes: sizes["rows"], body)
+    name = kernel_name("quantize_rows", k, group, strip)
+    return Kernel(name, pointers, ("rows",), lambda sizes: sizes["rows"] * blocks(k, strip), body)
 
 
 def quantize_group(values: list[Expr], q: Expr, scale: Expr, total: Expr, g: Expr, isa: Isa) -> None:

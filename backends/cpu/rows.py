@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
-from .emit import let
+from .emit import const, let, when
 from .kernel import Expr, Frame
 
 
@@ -30,6 +30,28 @@ class Rows:
         """The element index where `row` begins, bound to a name."""
         row = row % f["period"] if self.repeats else row
         return let(row.astype("int64") * self.stride + self.offset)
+
+
+def blocks(k: int, block: int) -> int:
+    """How many items a row of k columns is, each a block of at most `block` of them."""
+    return -(-k // block)
+
+
+def each_block(f: Frame, k: int, block: int, handle: Callable[[Expr, Expr, int], None]) -> None:
+    """handle(row, first column, columns) for each item."""
+    count, rest = blocks(k, block), k % block
+    with T.serial(f.lo, f.hi) as item:
+        if count == 1:
+            handle(let(item), const(0), k)
+        elif not rest:
+            handle(let(item // count), let(item % count * block), block)
+        else:
+            row, part = let(item // count), let(item % count)
+            when(
+                part < count - 1,
+                lambda: handle(row, let(part * block), block),
+                lambda: handle(row, const(k - rest), rest),
+            )
 
 
 def each_item(f: Frame, inner: Expr, handle: Callable[[Expr, Expr], None]) -> None:

@@ -14,6 +14,8 @@ from .emit import Registers, const, dtype_of, fma, let, splat, vector
 from .isa import Isa
 from .kernel import Expr
 
+TURN = 4
+
 
 def kernel_name(*parts: object) -> str:
     """A function name that tells apart whatever differs in `parts`."""
@@ -76,6 +78,19 @@ def tile_shape(rows: int, vectors: int, isa: Isa) -> tuple[int, int]:
     return min(shapes, key=lambda shape: cost(*shape))
 
 
+def in_turns(count: Expr, step: Callable[[Expr], None]) -> None:
+    """Emit step(0), step(1), ... step(count - 1): a loop that makes `TURN` of them at a time.
+
+    What a step computes from its number modulo TURN is known when the kernel is compiled.
+    """
+    with T.serial(0, count // TURN) as turn:
+        for i in range(TURN):
+            step(turn * TURN + i)
+    if not isinstance(count, int) or count % TURN:
+        with T.serial(0, count % TURN) as i:
+            step(count // TURN * TURN + i)
+
+
 def outer_sum(
     height: int,
     width: int,
@@ -94,12 +109,15 @@ def outer_sum(
     for m in range(height):
         for v in range(width):
             sums[m * width + v] = start(m, v)
-    with T.serial(0, depth) as k:
+
+    def step(k: Expr) -> None:
         across = [let(right(k, v)) for v in range(width)]
         for m in range(height):
             factor = let(splat(left(m, k), lanes))
             for v in range(width):
                 sums[m * width + v] = fma(across[v], factor, sums[m * width + v])
+
+    in_turns(depth, step)
     for m in range(height):
         for v in range(width):
             finish(m, v, sums[m * width + v])

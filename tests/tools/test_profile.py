@@ -49,3 +49,11 @@ def test_several_calls_for_one_node_count_its_bytes_once(graph: Graph) -> None:
 def test_calls_that_do_not_match_the_nodes_keep_their_time_and_claim_no_bytes(graph: Graph) -> None:
     rows = attribute([Timed("linear", "k", 1.0)] * 4 + [Timed("other", "o", 0.5)], graph, decode_step())
     assert [(r.op, r.seconds, r.cost.bytes) for r in rows] == [("linear", 4.0, 0.0), ("other", 0.5, 0.0)]
+
+
+def test_a_call_for_two_nodes_is_charged_with_both(graph: Graph) -> None:
+    timed = [Timed("linear", "k64", 1.0), Timed("silu+linear", "both", 5.0), Timed("linear", "k64", 3.0)]
+    both, product = attribute(timed, graph, decode_step())
+    assert (both.op, both.reads, both.calls, both.seconds) == ("silu+linear", "f32[32, 64]", 1, 5.0)
+    assert (both.cost.calls, both.cost.weights) == (2, 32 * 64 * 4)
+    assert (product.reads, product.seconds) == ("f32[64, 64]", 4.0)

@@ -32,6 +32,22 @@ class CpuLowering(Lowering):
         """A call for a number of rows."""
         self.call(node.op.name, kernel, pointers, {"rows": rows, **sizes})
 
+    def maker(self, value: Value) -> Kernel | None:
+        """The kernel of the last call, if that made `value`."""
+        kernel = self.kernels[self.calls[-1].kernel] if self.calls else None
+        made = kernel and [r for p, r in zip(kernel.pointers, self.calls[-1].pointers, strict=True) if p.name == "y"]
+        return kernel if made == [self.ref(value)] else None
+
+    def join(self, node: Node, kernel: Kernel, more: dict[str, Ref]) -> None:
+        """Put `kernel` in the place of the last call's, to do what `node` says as well, at the pointers `more`."""
+        last = self.calls.pop()
+        before = self.kernels[last.kernel]
+        pointers = dict(zip((p.name for p in before.pointers), last.pointers, strict=True)) | more
+        sizes = dict(zip(before.sizes, last.sizes, strict=True))
+        self.call(f"{last.op}+{node.op.name}", kernel, pointers, sizes, last.guard)
+        if all(call.kernel != before.name for call in self.calls):
+            del self.kernels[before.name]
+
     def named(self, node: Node, *names: str) -> dict[str, Ref]:
         """Where the operands lie, by the names the kernel has for them."""
         return {name: self.ref(value) for name, value in zip(names, node.inputs, strict=False)}

@@ -13,7 +13,7 @@ from ...layouts import packed_parts, parse_layout
 from ...lowering import Parts, fixed, lowers, rows_of, size_of
 from ...program import Guard, Ref
 from ..embed import embed
-from ..kernel import Kernel
+from ..kernel import Kernel, then
 from ..linear import Family
 from ..linear_float import linear_float
 from ..linear_quantized import linear_quantized, tilings, trial
@@ -53,9 +53,15 @@ def _embed(x: CpuLowering, node: Node) -> None:
 
 @lowers(o.quantize_rows, "cpu")
 def _quantize_rows(x: CpuLowering, node: Node) -> None:
-    kernel = quantize_rows(width(node.inputs[0]), node.integer("group"), x.isa)
-    pointers = {"x": x.ref(node.inputs[0]), **x.result(node.output)}
-    x.row_call(node, kernel, pointers, rows_of(node.output.tensor))
+    """Where the call before made the operand in whole groups, it quantizes each of its items at once."""
+    (operand,) = node.inputs
+    k, group = width(operand), node.integer("group")
+    maker = x.maker(operand)
+    if maker and maker.strip and maker.sizes == ("rows",) and maker.strip % group == 0:
+        x.join(node, then(maker, quantize_rows(k, group, x.isa, maker.strip)), x.result(node.output))
+        return
+    pointers = {"x": x.ref(operand), **x.result(node.output)}
+    x.row_call(node, quantize_rows(k, group, x.isa), pointers, rows_of(node.output.tensor))
 
 
 @lowers(o.linear, "cpu")

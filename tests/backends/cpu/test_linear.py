@@ -10,9 +10,12 @@ import pytest
 
 from mlc.backends.cpu.embed import embed
 from mlc.backends.cpu.isa import Isa, host_isa
+from mlc.backends.cpu.kernel import then
 from mlc.backends.cpu.linear import Family
 from mlc.backends.cpu.linear_float import linear_float
 from mlc.backends.cpu.linear_quantized import linear_quantized, tilings
+from mlc.backends.cpu.norm import add_rms_norm
+from mlc.backends.cpu.pointwise import glu
 from mlc.backends.cpu.quantize_rows import quantize_rows
 from mlc.backends.layouts import layout_for, pack
 from mlc.ir.arrays import QuantizedArray
@@ -232,6 +235,33 @@ def test_rows_are_quantized_as_numpy_does_in_float32(run_kernel: Run, runnable: 
     outputs = {"q": (x.shape, np.int8), "scale": (shape, np.float32), "sum": (shape, np.float32)}
     for isa in runnable:
         got = run_kernel(quantize_rows(k, group, isa), {"x": x}, {"rows": 5}, outputs=outputs, isa=isa)
+        for name, other in (("q", "x"), ("scale", "x_scale"), ("sum", "x_sum")):
+            assert got[name].tobytes() == expected[other].tobytes(), (isa.name, name)
+
+
+@pytest.mark.parametrize("group", [16, 32, 64])
+@pytest.mark.parametrize("maker", ["glu", "norm"])
+def test_rows_quantized_as_they_are_made_are_those_quantized_later(
+    run_kernel: Run, runnable: list[Isa], maker: str, group: int
+) -> None:
+    k = 1088  # two strips and a rest
+    random = np.random.default_rng(group)
+    if maker == "glu":
+        given = {"x": random.standard_normal((5, 2 * k)).astype(np.float32)}
+    else:
+        given = {name: random.standard_normal((5, k)).astype(np.float32) for name in ("x", "residual")}
+        given["weight"] = random.standard_normal(k).astype(np.float32)
+    made = {"y": ((5, k), np.float32)} | ({} if maker == "glu" else {"total": ((5, k), np.float32)})
+    shape = 5, k // group
+    quantized = {"q": ((5, k), np.int8), "scale": (shape, np.float32), "sum": (shape, np.float32)}
+    for isa in runnable:
+        first = glu("swiglu", k, isa) if maker == "glu" else add_rms_norm(k, 1e-6, isa)
+        both = then(first, quantize_rows(k, group, isa, first.strip))
+        apart = run_kernel(first, given, {"rows": 5}, outputs=made, isa=isa)
+        got = run_kernel(both, given, {"rows": 5}, outputs=made | quantized, isa=isa)
+        expected = quantized_rows(apart["y"], group)
+        for name, array in apart.items():
+            assert got[name].tobytes() == array.tobytes(), (isa.name, name)
         for name, other in (("q", "x"), ("scale", "x_scale"), ("sum", "x_sum")):
             assert got[name].tobytes() == expected[other].tobytes(), (isa.name, name)
 

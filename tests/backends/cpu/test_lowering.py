@@ -64,3 +64,24 @@ def test_joining_casting_and_dividing(rows):
     feeds = {"a": random.standard_normal((rows, 33), np.float32), "b": random.standard_normal((5, 33), np.float32)}
     for ours, expected in zip(run(graph, feeds, {"n": rows}), evaluate(graph, feeds, lambda name: None), strict=True):
         np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "calls"),
+    [
+        (lambda x: o.swiglu(x), ["swiglu+quantize_rows"]),
+        (lambda x: o.tanh(x), ["tanh+quantize_rows"]),
+        (lambda x: x, ["quantize_rows"]),
+    ],
+)
+def test_what_feeds_a_quantized_product_is_quantized_by_the_call_that_made_it(make, calls):
+    n = sym("n")
+    x = Value(Tensor((n, 64), "f32"), "x")
+    with Builder().active() as builder:
+        made = make(x)
+        w = o.constant(name="w", shape=(16, made.tensor.shape[1]), dtype="q8_g32", layout="r8k4")
+        y = o.linear(o.quantize_rows(made, group=32), w)
+    graph = verify(Graph("g", (x,), tuple(builder.nodes), (y,)))
+    program, kernels = lower(graph, host_isa(), {"n": 5})
+    assert [c.op for c in program.calls if "quantize_rows" in c.op] == calls
+    assert {k.name for k in kernels} == {c.kernel for c in program.calls}
