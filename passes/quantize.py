@@ -22,7 +22,7 @@ class Quantize:
 
     `linear` is the format of the weights; `edge` that of the embedding table and of the product that reads the same
     table or makes the logits; None leaves them as they are. A weight whose width is no multiple of the group stays as
-    it is, too, and so does one that the checkpoint stores quantized.
+    it is, too. One that the checkpoint stores quantized is rounded again where that leaves it fewer bits.
     """
 
     linear: str | None = "q4_g32"
@@ -37,8 +37,9 @@ class Quantize:
 
         def quantized(w: Value, format: Format) -> Value:
             if w not in made:
+                numbers = o.dequantize(w) if w.tensor.format else w
                 made[w] = o.quantize(
-                    w, bits=format.bits, group=format.group, symmetric=format.symmetric, scale=format.scale
+                    numbers, bits=format.bits, group=format.group, symmetric=format.symmetric, scale=format.scale
                 )
             return made[w]
 
@@ -50,11 +51,11 @@ class Quantize:
                 edge = w in tables or node.outputs[0] is logits
                 wanted = self.edge if edge else self.linear
                 width = w.tensor.shape[-1]
-                if wanted is None or w not in constant or w.tensor.format or not isinstance(width, int):
+                if wanted is None or w not in constant or not isinstance(width, int):
                     continue
-                format = parse_format(wanted)
+                format, stored = parse_format(wanted), w.tensor.format
                 assert format is not None
-                if width % format.width_unit:
+                if width % format.width_unit or (stored and stored.bits <= format.bits):
                     continue
                 if node.op.name == "embed":
                     new = o.embed(quantized(w, format), node.inputs[1])

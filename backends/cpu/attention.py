@@ -8,24 +8,37 @@ are merged in order, so the bits do not depend on who computes which span: one i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from .attend import Ahead, Partial, Tile, no_fetch, up_to
 from .attend_bytes import ByteTile
-from .emit import const, let, load, prefetch, stack, store, when
+from .emit import const, let, load, opaque, prefetch, stack, store, when
 from .isa import Isa
 from .kernel import Expr, Frame, Kernel, Pointer
 from .kv import Pages
 from .rows import each_item
-from .tiles import Scratch, kernel_name
+from .tiles import TURN, Scratch, kernel_name
 
 SPAN = 256  # tokens, or a page where that is larger; results depend on it in the last bits
 LINE = 64  # bytes
 MEMBER, TILE = 3, 7  # columns of the tables that say what a step attends to; see `paged_attention`
 Block = Callable[[Expr, Expr, Expr, Ahead], None]
 Fetch = Callable[[Expr], Ahead]  # given how many elements were read before
+
+
+@dataclass(frozen=True, slots=True)
+class _TileAt:
+    """A row of `tiles`, as it is read: positions start .. end of the sequence whose pages begin at `table`."""
+
+    table: Expr
+    first: Expr
+    rows: Expr
+    start: Expr
+    end: Expr
+    split: Expr
 
 
 def span_tokens(page: int) -> int:
@@ -79,17 +92,31 @@ def paged_attention(
 
     def body(f: Frame) -> None:
         k_pages, v_pages, members = f["k_pages"], f["v_pages"], f["members"]
-        streams = stack(span_pages, "int64")
+        streams = stack(TURN, "int64")
 
-        def attend(head: Expr, number: Expr) -> None:
+        def tile_at(number: Expr) -> _TileAt:
             sequence, first, rows, lowest, begin, end, split = (let(f["tiles"][number * TILE + i]) for i in range(TILE))
             if tile_rows == 1:
                 lowest = let(members[first * MEMBER + 1])
                 end = let(tirx.min(end, lowest + 1))
-            table = let(sequence.astype("int64") * f["table_stride"])
-            last_page = let((end - 1) // page)
             start = let(tirx.max(lowest - (window - 1), begin)) if window else begin
-            bound = tile.bind(f["scratch"], layout.at(f.thread), group if tile_rows == 1 else let(rows * group))
+            return _TileAt(let(sequence.astype("int64") * f["table_stride"]), first, rows, start, end, split)
+
+        def aim(table: Expr, head: Expr, first: Expr, last: Expr) -> None:
+            """Let the streams begin at the quarters of pages `first` .. `last`, of a span at most."""
+            count = let(tirx.min(last - first + 1, span_pages))
+            whole = (count + TURN - 1) // TURN * TURN
+            count = opaque(tirx.Select(count > 2, whole, count))  # quarters end where pages do
+            for i in range(TURN):
+                quarter = let(i * count)  # of a page
+                number = f["tables"][table + let(tirx.min(first + quarter // TURN, last))]
+                T.buffer_store(streams, pages.base(number, head) + quarter % TURN * (pages.depth * page // TURN), [i])
+
+        def attend(item: Expr, later: Expr) -> None:
+            head, here = let(item // f["tile_count"]), tile_at(let(item % f["tile_count"]))
+            table, first, start, end = here.table, here.first, here.start, here.end
+            last_page, last_span = let((end - 1) // page), let((end - 1) // span)
+            bound = tile.bind(f["scratch"], layout.at(f.thread), group if tile_rows == 1 else let(here.rows * group))
 
             def member(m: Expr, column: int) -> Expr:
                 return members[(first + m // group) * MEMBER + column]
@@ -108,27 +135,43 @@ def paged_attention(
                     index, block = let(low + i // blocks), let(i % blocks)
                     handle(index, block, let(page_base(index) + block * size), fetch(i * size))
 
-            def fetch_from(buffer: Expr, c: Expr) -> Fetch:
-                """Ask for the pages of span `c` of `buffer`, a line for each line that is read meanwhile.
+            def fetch_from(buffer: Expr) -> Fetch:
+                """Ask for what the streams are aimed at in `buffer`, a line for each line that is read meanwhile.
 
                 They are asked for in turns, since memory answers several streams faster than one.
                 """
-                if tile_rows > 1:
-                    return lambda done: no_fetch  # many rows take so long that the hardware keeps up
-                for i in range(span_pages):
-                    T.buffer_store(streams, page_base(let(tirx.min(c * span_pages + i, last_page))), [i])
-
                 per_line = LINE // pages.item
 
                 def fetch(done: Expr) -> Ahead:
                     def ahead(place: Expr, offset: int) -> None:
                         if offset % per_line == 0:
                             line = (done + place + offset) // per_line
-                            prefetch(buffer, streams[line % span_pages] + line // span_pages * per_line, level=2)
+                            prefetch(buffer, streams[line % TURN] + line // TURN * per_line, level=2)
 
                     return ahead
 
                 return fetch
+
+            def values_of(c: Expr) -> Fetch:
+                """The values of span `c` are read next."""
+                if tile_rows > 1:
+                    return lambda done: no_fetch  # many rows take so long that the hardware keeps up
+                aim(table, head, c * span_pages, last_page)
+                return fetch_from(v_pages)
+
+            def keys_after(c: Expr) -> Fetch:
+                """The keys of the span after `c` are read next, or those of the item `later`."""
+                if tile_rows > 1:
+                    return lambda done: no_fetch
+
+                after = tile_at(let(later % f["tile_count"]))
+
+                def aim_at_later() -> None:
+                    first_page, last = let(after.start // span * span_pages), let((after.end - 1) // page)
+                    aim(after.table, let(later // f["tile_count"]), first_page, last)
+
+                when(c < last_span, lambda: aim(table, head, let((c + 1) * span_pages), last_page), aim_at_later)
+                return fetch_from(k_pages)
 
             def one_span(c: Expr) -> None:
                 low = let(tirx.max(c * span_pages, start // page))
@@ -160,11 +203,11 @@ def paged_attention(
                     base = page_base(let(c * span_pages + column // page))
                     return pages.scales(v_pages, base, column % page + token, lanes)
 
-                walk(low, high, key_blocks, k_pages, fetch_from(v_pages, c), score)
+                walk(low, high, key_blocks, k_pages, values_of(c), score)
                 panels = let((low - c * span_pages) * key_blocks), let((high - low) * key_blocks)
                 bound.soften(*panels, let(c * span), visible, value_scales if pages.in_bytes else None)
-                walk(low, high, value_blocks, v_pages, fetch_from(k_pages, c + 1), add)
-                when(split > 0, lambda: keep(c), bound.merge)
+                walk(low, high, value_blocks, v_pages, keys_after(c), add)
+                when(here.split > 0, lambda: keep(c), bound.merge)
 
             def keep(c: Expr) -> None:
                 with T.serial(0, bound.used) as m:
@@ -173,12 +216,15 @@ def paged_attention(
 
             bound.begin(lambda i, lanes, m: load(f["q"], place(m) + i, lanes))
             first_span = let(start // span)
-            with T.serial(0, (end - 1) // span + 1 - first_span) as i:
+            with T.serial(0, last_span + 1 - first_span) as i:
                 one_span(let(first_span + i))
-            when(split == 0, lambda: bound.finish(lambda i, lanes, m, x: store(f["out"], place(m) + i, x, lanes)))
+            when(here.split == 0, lambda: bound.finish(lambda i, lanes, m, x: store(f["out"], place(m) + i, x, lanes)))
 
+        # Odd threads claim items from the end (see `sync`), so what they claim next probably lies before this claim.
+        beside = let(tirx.Select(f.thread % 2 == 1, f.lo - 1, f.hi))
+        beside = let(tirx.max(0, tirx.min(beside, f["tile_count"] * kv_heads - 1)))
         with T.serial(f.lo, f.hi) as item:
-            attend(let(item // f["tile_count"]), let(item % f["tile_count"]))
+            attend(item, opaque(tirx.Select(item + 1 < f.hi, item + 1, beside)))
 
     return Kernel(
         kernel_name("paged_attention", heads, pages, tile_rows, scale, window, softcap),

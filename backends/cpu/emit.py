@@ -167,3 +167,10 @@ def when(condition: Expr, then: Callable[[], None], otherwise: Callable[[], None
         if otherwise is not None:
             with T.Else():
                 otherwise()
+
+
+def opaque(value: Expr) -> Expr:
+    """`value`, an int32, which TVM's simplifier does not look through: it takes very long for chains of selections."""
+    cell = stack(1, "int32")
+    T.buffer_store(cell, value, [0])
+    return let(cell[0])

@@ -8,6 +8,10 @@ import gguf
 import numpy as np
 import pytest
 
+from mlc.backends.reference import REFERENCE
+from mlc.compile import read_model, stages
+from mlc.options import Options
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
@@ -128,3 +132,33 @@ def test_a_gguf_model_equals_transformers_on_its_numbers(architecture, kind, tmp
     # Products with quantized weights round their input to 8 bits; 16-bit files keep their KV cache in f16.
     tolerance = {KIND.F32: 1e-4, KIND.F16: 2e-3, KIND.BF16: 2e-3}.get(kind, 5e-2)
     assert np.abs(ours - expected).max() < tolerance * np.abs(expected).max()
+
+
+def test_blocks_are_rounded_again_where_fewer_bits_are_asked_for(tmp_path, compiled, runner):
+    path = tmp_path / "llama-Q6_K.gguf"
+    oracle = write(path, "llama", KIND.Q6_K)
+    ours = runner(compiled(path, quant="q4", embedding_quant="q4")).logits(TOKENS, 40)
+
+    def error() -> float:
+        with torch.no_grad():
+            expected = oracle(torch.tensor([TOKENS])).logits[0].numpy()
+        return np.abs(ours - expected).max() / np.abs(expected).max()
+
+    as_stored = error()
+    with torch.no_grad():
+        for parameter in oracle.parameters():
+            if parameter.ndim == 2:
+                rounded = REFERENCE["quantize"](parameter.numpy(), bits=4, group=32, symmetric=True, scale="f16")
+                parameter.copy_(torch.tensor(rounded.dequantize()))
+    assert error() < 5e-2 < as_stored
+
+
+@pytest.mark.parametrize(("quant", "embedding_quant"), [("q6", "auto"), ("q8", "q8"), ("none", "q8a")])
+def test_blocks_stay_where_as_many_bits_or_more_are_asked_for(quant, embedding_quant, tmp_path):
+    path = tmp_path / "llama-Q6_K.gguf"
+    write(path, "llama", KIND.Q6_K)
+    plain, asked = (
+        stages(read_model(path, "model"), options, lambda t: "")["quantized"]
+        for options in (Options(), Options(quant=quant, embedding_quant=embedding_quant))
+    )
+    assert str(asked) == str(plain)
