@@ -7,10 +7,10 @@ import math
 import secrets
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import count
 from time import perf_counter
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,7 +27,7 @@ from .scheduler import Scheduler, Work
 from .sequence import Sequence as Text
 from .settings import EngineSettings, Statistics
 
-CALL_SECONDS = 0.06  # of steps in one call of the model, whose tokens come together; `interrupt` cuts it short
+CALL_SECONDS = 0.08  # of steps in one call of the model, whose tokens come together; `interrupt` cuts it short
 
 _log = logging.getLogger("mlc.engine")
 
@@ -253,7 +253,7 @@ class Engine:
 
     def statistics(self) -> Statistics:
         """A snapshot."""
-        return replace(
+        return msgspec.structs.replace(
             self._counts,
             finished=dict(self._finished),
             preemptions=self._scheduler.preemptions,

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,8 +43,7 @@ class Request:
     id: str | None = None  # unique among the requests under way; None: the engine makes one up
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens of one choice."""
 
     prompt_tokens: int
@@ -51,8 +51,7 @@ class Usage:
     cached_tokens: int  # of the prompt, taken from the prefix cache
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(msgspec.Struct, frozen=True):
     """Seconds of one choice. None: it ended before."""
 
     queue_seconds: float  # from the submission to the first step that it took part in, or to its end
@@ -62,16 +61,14 @@ class Timings:
     total_seconds: float  # from the submission to the end
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
+class TokenLogprobs(msgspec.Struct, frozen=True):
     """Natural log-probabilities in the model's own distribution, before penalties, temperature and filters."""
 
     logprob: float  # of the chosen token
     top: tuple[tuple[int, float], ...]  # (token id, log-probability) of the most probable tokens, descending
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """What one step added to one choice. Each choice ends with exactly one that has a `finish_reason`."""
 
     request: str

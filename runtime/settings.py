@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+
+import msgspec
 
 from mlc.errors import BadConfig
 
@@ -61,14 +63,13 @@ def _at_most(name: str, wanted: int | None, most: int) -> int:
     return most if wanted is None else wanted
 
 
-@dataclass(slots=True)
-class Statistics:
+class Statistics(msgspec.Struct):
     """Counters since the engine was made, and gauges of this moment."""
 
     steps: int = 0
     requests: int = 0  # accepted
     rejected: int = 0  # refused because the queue was full
-    finished: dict[str, int] = field(default_factory=dict[str, int])  # choices, by finish_reason
+    finished: dict[str, int] = msgspec.field(default_factory=dict[str, int])  # choices, by finish_reason
     prompt_tokens: int = 0  # of all choices that started
     cached_tokens: int = 0  # of those, taken from the prefix cache
     completion_tokens: int = 0

@@ -161,9 +161,12 @@ def kept_masses(vocab: int, isa: Isa) -> Kernel:
             def total(*, cut: bool) -> None:
                 mass, strip = cell("float32", f32(0)), cell("int32", const(0))
                 for begin, count in strips_of(columns, STRIP):
-                    weight = strip_weight(begin, count, cut)
-                    store(f["strips"], at * STRIPS + strip[0], weight, 1)
-                    mass[0] = mass[0] + weight
+                    weight = cell("float32", f32(0))
+                    none = kept.nothing(_peak(f["logits"], kept.start + first + begin, count, isa))
+                    with T.If(tirx.Not(none)), T.Then():
+                        weight[0] = strip_weight(begin, count, cut)
+                    store(f["strips"], at * STRIPS + strip[0], weight[0], 1)
+                    mass[0] = mass[0] + weight[0]
                     strip[0] = strip[0] + 1
                 store(f["masses"], at, mass[0], 1)
 
@@ -194,6 +197,22 @@ def kept_masses(vocab: int, isa: Isa) -> Kernel:
 
     pointers = (*_KEPT, *(Pointer(name, "float32") for name in ("peaks", "masses", "strips")))
     return Kernel(kernel_name("kept_masses", vocab), pointers, ("rows",), lambda s: s["rows"] * blocks(vocab), body)
+
+
+def _peak(logits: Expr, start: Expr, columns: int, isa: Isa) -> Expr:
+    """The largest of `columns` logits from `start` on, none of which is NaN."""
+    best, rest = Registers(1, "float32", isa.lanes), cell("float32", f32(-INFINITY))
+    best[0] = splat(f32(-INFINITY), isa.lanes)
+
+    def piece(column: Expr, lanes: int) -> None:
+        x = let(load(logits, start + column, lanes))
+        if lanes == isa.lanes:
+            best[0] = larger(x, best[0])
+        else:
+            rest[0] = larger(fold(x, lanes, larger), rest[0])
+
+    each_piece(columns, isa.lanes, piece)
+    return let(larger(fold(best[0], isa.lanes, larger), rest[0]))
 
 
 _KEPT = (*ROW, Pointer("least", "float32"), Pointer("last", "int32"))

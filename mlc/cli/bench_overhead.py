@@ -129,6 +129,7 @@ def measure_overhead(
     """Of answers behind `depth` tokens, `streams` at a time. The model has room for ANSWER + 1 tokens more of each."""
     meter = _Meter(model)
     driver = Driver(Engine(model, tokenizer, EngineSettings(max_sequences=streams)))
+    tokenizer.stream_decoder().push(range(model.vocab))  # random weights write tokens that no server has spelled yet
     params = replace(params, max_tokens=ANSWER, ignore_eos=True)
     taken, numbers = list[_Turn](), count()
     end = perf_counter() + _SECONDS
