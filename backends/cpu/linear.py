@@ -4,7 +4,7 @@ y = x w^T is computed in tiles: some rows of x times some row blocks of w, whose
 work is the row blocks of a tile. The families are tiles of different shapes:
 
     vector   one row of x at a time: for a step with one row, which waits for memory; w is read in several streams
-    small    for up to 16 rows: each row block is needed once, so the next ones are fetched ahead
+    small    for up to 16 or 32 rows: each row block is needed once, so the next ones are fetched ahead
     matrix   for more: a few row blocks stay in the cache while the rows of x pass by
 
 Every family takes any number of rows, and an element of y has one accumulator that goes through k in order: all give

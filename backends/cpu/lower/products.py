@@ -13,6 +13,7 @@ from ...layouts import packed_parts, parse_layout
 from ...lowering import Parts, fixed, lowers, rows_of, size_of
 from ...program import Guard, Ref
 from ..embed import embed
+from ..isa import Isa
 from ..kernel import Kernel, then
 from ..linear import Family
 from ..linear_float import linear_float
@@ -20,8 +21,7 @@ from ..linear_quantized import linear_quantized, tilings, trial
 from ..quantize_rows import quantize_rows
 from .context import MANY, CpuLowering, width
 
-FAMILIES: tuple[tuple[Family, int, int], ...] = (("vector", 1, 1), ("small", 2, 16), ("matrix", 17, MANY))
-"""Which rows of x each family is for."""
+FEW, FEW_BYTES = 16, 32  # rows of x up to which unpacking weights before costs more than it saves; weights of 8 bits
 LARGE = 1 << 21  # weights of a product for which it is worth a second of compiling to find the best tiles
 
 
@@ -79,13 +79,20 @@ def _linear(x: CpuLowering, node: Node) -> None:
         pointers |= {"x": given["q"], "x_scale": given["scale"], "x_sum": given["sum"]}
     else:
         pointers["x"] = given[""]
-    for family, low, high in FAMILIES:
+    for family, low, high in families(x.isa, w.tensor.format):
         kernel: Kernel
         if w.tensor.format is not None:
             kernel = _fastest(x, n, k, w.tensor.format, family, biased)
         else:
             kernel = linear_float(n, k, w.tensor.dtype, x.isa, family, bias=biased)
         x.call("linear", kernel, pointers, {"rows": rows}, Guard(rows, low, high))
+
+
+def families(isa: Isa, format: Format | None) -> tuple[tuple[Family, int, int], ...]:
+    """Which rows of x each family is for."""
+    unpacks = format is not None and format.bits == 8 and not isa.tiles and tilings(isa, format, "matrix")[0].prepared
+    few = FEW_BYTES if unpacks else FEW
+    return ("vector", 1, 1), ("small", 2, few), ("matrix", few + 1, MANY)
 
 
 def _fastest(x: CpuLowering, n: int, k: int, format: Format, family: Family, biased: bool) -> Kernel:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlc.backends.cpu.isa import host_isa
+from mlc.backends.cpu.isa import ISAS, Isa, host_isa
 from mlc.backends.cpu.lower import CpuLowering
+from mlc.backends.cpu.lower.context import MANY
+from mlc.backends.cpu.lower.products import families
 from mlc.backends.executor import Executor
 from mlc.backends.lowering import _LOWERINGS
 from mlc.backends.memory import allocate
@@ -16,6 +18,7 @@ from mlc.compile import lower
 from mlc.errors import NoLowering
 from mlc.ir import OPS, Builder, Graph, State, Tensor, Value, parse_graph, sym, verify
 from mlc.ir import ops as o
+from mlc.ir.types import parse_format
 
 WEIGHT_ONLY = {"weight", "rope_frequencies", "quantize", "dequantize", "pack", "unpermute_rope"}
 """Ops on weights alone: `fold` moves them to conversion time, where the reference runs them."""
@@ -31,6 +34,15 @@ def test_an_op_without_a_lowering_is_named():
     lowering.target = "abacus"
     with pytest.raises(NoLowering, match="no 'abacus' lowering for op 'tanh' \\(have: cpu\\)"):
         lowering.run()
+
+
+@pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
+@pytest.mark.parametrize("weights", [None, "q4_g32", "q6_g16_i8", "q8_g32"])
+def test_each_number_of_rows_has_one_family_of_products(isa: Isa, weights: str | None) -> None:
+    format = weights and parse_format(weights)
+    ranges = [(low, high) for _, low, high in families(isa, format or None)]
+    few = 32 if isa.name in ("avx2", "avx_vnni") and weights == "q8_g32" else 16
+    assert ranges == [(1, 1), (2, few), (few + 1, MANY)]
 
 
 def run(graph: Graph, feeds: dict[str, np.ndarray], symbols: dict[str, int]) -> list[np.ndarray]:
