@@ -188,13 +188,16 @@ class _Spelled:
         """The bytes of the tokens `ids`, 0 or more each, put together."""
         try:
             return b"".join(map(self._pieces.__getitem__, ids))  # type: ignore[arg-type]
-        except IndexError:  # the ids of tokenizers may have gaps, and models more tokens than their tokenizers
-            return b"".join(map(self._make, ids))
-        except TypeError:  # some are wanted for the first time
-            for id in ids:
-                if self._pieces[id] is None:
-                    self._pieces[id] = self._make(id)
-            return b"".join(map(self._pieces.__getitem__, ids))  # type: ignore[arg-type]
+        except (TypeError, IndexError):
+            return b"".join(map(self._piece, ids))
+
+    def _piece(self, id: int) -> bytes:
+        if id >= len(self._pieces):
+            return self._make(id)
+        piece = self._pieces[id]
+        if piece is None:
+            piece = self._pieces[id] = self._make(id)
+        return piece
 
 
 def read_object(path: Path) -> dict[str, Any]:

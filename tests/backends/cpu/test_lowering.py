@@ -39,8 +39,7 @@ def test_an_op_without_a_lowering_is_named():
 @pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
 @pytest.mark.parametrize("weights", [None, "q4_g32", "q6_g16_i8", "q8_g32"])
 def test_each_number_of_rows_has_one_family_of_products(isa: Isa, weights: str | None) -> None:
-    format = weights and parse_format(weights)
-    ranges = [(low, high) for _, low, high in families(isa, format or None)]
+    ranges = [(low, high) for _, low, high in families(isa, parse_format(weights) if weights else None)]
     few = 32 if isa.name in ("avx2", "avx_vnni") and weights == "q8_g32" else 16
     assert ranges == [(1, 1), (2, few), (few + 1, MANY)]
 
