@@ -144,6 +144,16 @@ def request_tiles() -> None:
 
 
 @cache
+def may_use_tiles() -> bool:
+    """Whether `request_tiles` succeeds."""
+    try:
+        request_tiles()
+    except WrongTarget:
+        return False
+    return True
+
+
+@cache
 def _library() -> ctypes.CDLL:
     """libtvm_ffi, and libtvm_runtime, which has the threads. Raises ArtifactError where they are not installed."""
     library = _load("tvm_ffi", "apache-tvm-ffi")

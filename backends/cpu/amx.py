@@ -19,37 +19,49 @@ from .kernel import Expr, Frame
 
 ROWS = 16  # of x in a tile
 _BYTES = 64  # of a row, at most
-_SUMS, _X, _W = 0, 1, 2  # tile registers
+_GROUPS = 8  # of which the products are made before the first is read: a tile register takes its time to reach memory
+_SUMS, _X, _W = (0, 1, 2, 3), (4, 5), (6, 7)  # tile registers, used in turn
 
 
 @contextmanager
 def tile_registers(group: int) -> Iterator[None]:
     """The code emitted inside may call `group_products` for groups of `group` numbers."""
     depth = _depth(group)
-    rows, widths = (ROWS, ROWS, depth // 4), (_BYTES, depth, _BYTES)
-    shapes = struct.pack("<2B14x16H16B", 1, 0, *widths, *[0] * 13, *rows, *[0] * 13)
-    memory = stack(len(shapes) // 4, "int32")
-    for i, word in enumerate(np.frombuffer(shapes, np.int32)):
+    shapes = {_SUMS: (ROWS, _BYTES), _X: (ROWS, depth), _W: (depth // 4, _BYTES)}  # rows, and the bytes of each
+    rows, widths = ([shape[i] for registers, shape in shapes.items() for _ in registers] for i in range(2))
+    palette = struct.pack("<2B14x16H16B", 1, 0, *widths, *[0] * 8, *rows, *[0] * 8)
+    memory = stack(len(palette) // 4, "int32")
+    for i, word in enumerate(np.frombuffer(palette, np.int32)):
         T.buffer_store(memory, const(int(word)), [i])
     _amx("ldtilecfg", _address(memory, 0))
     yield
     _amx("tilerelease")
 
 
-def group_products(f: Frame, x_group: Expr, k: int, weights: BoundUnpacked, number: Expr, group: int) -> list[Expr]:
-    """The int32 vectors of the products of group `number` with 16 rows of x int8[.., k], in the order of the rows.
+def groups_together(groups: int) -> int:
+    """How many of a row's groups one `group_products` is for."""
+    return max(count for count in range(1, _GROUPS + 1) if groups % count == 0)
 
-    `x_group` counts the groups of x before this one of the first row.
+
+def group_products(
+    f: Frame, x_group: Expr, k: int, weights: BoundUnpacked, first: Expr, count: int, group: int
+) -> Expr:
+    """The products of groups `first` .. + count with 16 rows of x int8[.., k]: int32x16[count * ROWS], group by group.
+
+    `x_group` counts the groups of x before the first one of the first row.
     """
-    sums, depth = stack(ROWS, "int32x16"), _depth(group)  # of vectors: numbers would not lie at a multiple of 64 bytes
-    _amx("tilezero", _SUMS)
-    for start in range(0, group, depth):
-        _amx("tileloadd64", _X, _address(f["x"], let(x_group * group + start)), const(k, "int64"))
-        quad = let(weights.quad_at(number, start // 4))
-        _amx("tileloadd64", _W, _address(f["scratch"], quad), const(weights.quad_bytes, "int64"))
-        _amx("tdpbsud", _SUMS, _X, _W)
-    _amx("tilestored64", _SUMS, _address(sums, 0), const(_BYTES, "int64"))
-    return [sums[t] for t in range(ROWS)]
+    sums, depth = stack(count * ROWS, "int32x16"), _depth(group)  # of vectors: numbers would lie at no multiple of 64
+    for g in range(count):
+        total = _SUMS[g % len(_SUMS)]
+        _amx("tilezero", total)
+        for part in range(group // depth):
+            x, w = (registers[(g * (group // depth) + part) % len(registers)] for registers in (_X, _W))
+            _amx("tileloadd64", x, _address(f["x"], let((x_group + g) * group + part * depth)), const(k, "int64"))
+            quad = let(weights.quad_at(first + g, part * depth // 4))
+            _amx("tileloadd64", w, _address(f["scratch"], quad), const(weights.quad_bytes, "int64"))
+            _amx("tdpbsud", total, x, w)
+        _amx("tilestored64", total, _address(sums, g * ROWS), const(_BYTES, "int64"))
+    return sums
 
 
 def _depth(group: int) -> int:

@@ -6,6 +6,7 @@ registers a tile may fill, and in the product of 8-bit integers; everything else
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from tvm.target.codegen import llvm_get_system_cpu
 
 from mlc.errors import TargetUnavailable
 
+from ..native import may_use_tiles
 from .emit import bits, const, intrinsic, let, load, pin, splat
 
 Expr = Any  # a TIR expression
@@ -165,9 +167,8 @@ _NEON = ("dotprod", "fullfp16")
 ISAS = {
     isa.name: isa
     for isa in (
-        Isa("avx512_vnni", _X86, "cascadelake", _VNNI, lanes=16, registers=32, dot="vnni"),
-        # Behind avx512_vnni: it has run under emulation only, and Linux may refuse a process the tile registers.
         Isa("avx512_amx", _X86, "cascadelake", _AMX, lanes=16, registers=32, dot="vnni", tiles=True),
+        Isa("avx512_vnni", _X86, "cascadelake", _VNNI, lanes=16, registers=32, dot="vnni"),
         Isa("avx512", _X86, "skylake-avx512", _AVX512, lanes=16, registers=32, dot="maddubs"),
         Isa("avx_vnni", _X86, "alderlake", (*_AVX2, "avxvnni"), lanes=8, registers=16, dot="avx_vnni"),
         Isa("avx2", _X86, "haswell", _AVX2, lanes=8, registers=16, dot="maddubs"),
@@ -194,9 +195,8 @@ def host_isa() -> Isa:
     """
     triple = str(tvm.target.codegen.llvm_get_system_triple())
     architecture = {"arm64": "aarch64"}.get(triple.split("-")[0], triple.split("-")[0])
-    present = host_features()
-    for isa in ISAS.values():
-        if isa.architecture == architecture and present.issuperset(isa.features):
+    for isa in _present():
+        if isa.architecture == architecture:
             return replace(isa, mcpu=str(llvm_get_system_cpu()))
     raise TargetUnavailable(
         f"this machine is a {architecture}; mlc has CPU kernels for x86_64 and aarch64. Name a target to compile for: "
@@ -206,5 +206,13 @@ def host_isa() -> Isa:
 
 def named_isas() -> list[str]:
     """What this machine has beyond its best instruction set, and uses when it is named."""
-    host, present = frozenset(host_isa().features), host_features()
-    return [isa.name for isa in ISAS.values() if host < frozenset(isa.features) <= present]
+    host = frozenset(host_isa().features)
+    return [isa.name for isa in _present() if host < frozenset(isa.features)]
+
+
+def _present() -> Iterator[Isa]:
+    """Those whose features this machine has; Linux must also let this process use the tile registers of AMX."""
+    features = host_features()
+    for isa in ISAS.values():
+        if features.issuperset(isa.features) and (not isa.tiles or may_use_tiles()):
+            yield isa

@@ -69,7 +69,7 @@ def linear_quantized(
             for b, block in enumerate(blocks):
                 output.write(f, row, let(block), height, partial(_column, sums, len(blocks), b))
 
-        with amx.tile_registers(format.group) if isa.tiles and family == "matrix" else nullcontext():
+        with amx.tile_registers(format.group) if isa.tiles and tiling.prepared else nullcontext():
             each_tile(f, tiling, output.blocks, tile, prepare)
 
     pointers = [Pointer("x", "int8"), Pointer("x_scale", "float32"), Pointer("x_sum", "float32")]
@@ -94,12 +94,13 @@ def tilings(isa: Isa, format: Format, family: Family) -> tuple[Tiling, ...]:
     if family == "vector":
         return (Tiling((1,), (STREAMS, 1), streams=True),)
     many = family == "matrix"
-    if isa.tiles and many:
-        return (Tiling(_falling(amx.ROWS), (1,), prepared=True),)  # what is left of the rows takes vpdpbusd
     if isa.registers == 32:
         # A vpdpbusd reads its activations from memory; elsewhere they take registers as well.
         sides = _SIDES_VNNI if isa.dot == "vnni" else _SIDES_32
-        return tuple(Tiling(_falling(high), _falling(wide), cached=4 if many else 1) for high, wide in sides)
+        found = tuple(Tiling(_falling(high), _falling(wide), cached=4 if many else 1) for high, wide in sides)
+        if isa.tiles and many:  # what is left of the rows takes vpdpbusd
+            return (Tiling(_falling(amx.ROWS), (1,), prepared=True), *found)
+        return found
     sides = _SIDES_MANY[format.bits] if many else _SIDES_FEW
     return tuple(Tiling(_falling(high), _falling(wide), prepared=many) for high, wide in sides)
 
@@ -152,28 +153,51 @@ class _Product:
         sums = Registers(height * width, "float32", lanes)
         sums.clear()
         x_start = let(row.astype("int64") * self.groups)
+
+        def x_at(number: Expr) -> list[Expr]:
+            return [let(x_start + (number + t * self.groups)) for t in range(height)]
+
+        if self.isa.tiles and height == amx.ROWS and isinstance(weights, BoundUnpacked):
+            together, group = amx.groups_together(self.groups), self.format.group
+            with T.serial(0, self.groups // together) as turn:
+                first = let(turn * together)
+                found = amx.group_products(f, x_start + first, self.groups * group, weights, first, together, group)
+                with T.serial(0, together) as g:
+                    products = [found[g * height + t] for t in range(height)]
+                    self._add(f, sums, products, weights, first + g, x_at(first + g))
+            return sums
         with T.serial(0, self.groups) as number:
             weights.fetch(number)
-            x_at = [let(x_start + (number + t * self.groups)) for t in range(height)]
-            products = self._dots(f, weights, number, x_at, width)
-            scales, offsets = weights.scales(number)
-            for t in range(height):
-                x_scale = let(splat(f["x_scale"][x_at[t]], lanes))
-                for b in range(width):
-                    scaled = products[t * width + b].astype(f"float32x{lanes}") * x_scale
-                    sums[t * width + b] = fma(scaled, scales[b], sums[t * width + b])
-                if offsets:
-                    x_sum = let(splat(f["x_sum"][x_at[t]], lanes))
-                    for b in range(width):
-                        sums[t * width + b] = fma(offsets[b], x_sum, sums[t * width + b])
+            rows = x_at(number)
+            self._add(f, sums, self._dots(f, weights, number, rows, width), weights, number, rows)
         return sums
+
+    def _add(
+        self,
+        f: Frame,
+        sums: Registers,
+        products: Sequence[Expr],
+        weights: GroupWeights,
+        number: Expr,
+        x_at: Sequence[Expr],
+    ) -> None:
+        """Add what group `number` gives, `products` being its integer sums; x_at names the group in each row of x."""
+        lanes, width = self.isa.lanes, len(products) // len(x_at)
+        scales, offsets = weights.scales(number)
+        for t, at in enumerate(x_at):
+            x_scale = let(splat(f["x_scale"][at], lanes))
+            for b in range(width):
+                scaled = products[t * width + b].astype(f"float32x{lanes}") * x_scale
+                sums[t * width + b] = fma(scaled, scales[b], sums[t * width + b])
+            if offsets:
+                x_sum = let(splat(f["x_sum"][at], lanes))
+                for b in range(width):
+                    sums[t * width + b] = fma(offsets[b], x_sum, sums[t * width + b])
 
     def _dots(self, f: Frame, weights: GroupWeights, number: Expr, x_at: Sequence[Expr], width: int) -> list[Expr]:
         """The int32 vectors of a group's integer products, row t and block b at t * width + b."""
         isa, group = self.isa, self.format.group
         count = len(x_at) * width
-        if isa.tiles and len(x_at) == amx.ROWS and isinstance(weights, BoundUnpacked):
-            return amx.group_products(f, x_at[0], self.groups * group, weights, number, group)
 
         def add(step: Expr, starts: Sequence[Expr | None]) -> list[Expr]:
             sums = dots(isa, starts, width, weight_bits=self.format.bits)

@@ -80,9 +80,9 @@ def test_inner_loops_are_byte_products_with_few_spills_and_no_calls(name: str, f
 
 
 @pytest.mark.parametrize("cpu", [ISAS["avx512_amx"].mcpu, "sapphirerapids", "znver4"])  # their schedulers differ
-@pytest.mark.parametrize(("format", "at_once"), [("q4_g32", 1), ("q8_g16_f32", 1), ("q6_g128", 2)])
+@pytest.mark.parametrize(("format", "parts"), [("q4_g32", 1), ("q8_g16_f32", 1), ("q6_g128", 2)])
 def test_tile_registers_are_used_as_named_and_their_sums_are_all_that_takes_memory(
-    format: str, at_once: int, cpu: str
+    format: str, parts: int, cpu: str
 ) -> None:
     parsed, isa = parse_format(format), replace(ISAS["avx512_amx"], mcpu=cpu)
     assert parsed
@@ -90,23 +90,25 @@ def test_tile_registers_are_used_as_named_and_their_sums_are_all_that_takes_memo
     tiles = [
         (name, re.findall(r"%tmm(\d)", rest)) for name, rest in re.findall(r"\s(ldtile\w+|tile\w+|tdp\w+)(.*)", text)
     ]
-    product = [("tileloadd", ["1"]), ("tileloadd", ["2"]), ("tdpbsud", ["2", "1", "0"])]
-    group = [("tilezero", ["0"]), *product * at_once, ("tilestored", ["0"])]
-    assert tiles == [("ldtilecfg", []), *group, ("tilerelease", [])]
-    (loop,) = (loop for loop in innermost_loops(text) if any("tdpbsud" in line for line in loop))
-    assert sum("tile" in line or "tdp" in line for line in loop) == len(group), "shapes are given once"
-    stack = [line for line in loop if _STACK.search(line)]
-    sums = [int(m[1]) for line in stack if (m := re.search(r"vcvtdq2ps\s(\d+)\(%rsp\)", line))]
-    assert len(sums) == 16 and all(at % 64 == 0 for at in sums) and "andq\t$-64, %rsp" in text, (
-        "cache lines are not split"
-    )
-    assert len(stack) - len(sums) <= 1, "no spills; the sums are stored once"
+    expected = []
+    for g in range(8):  # groups whose products are made together
+        total = str(g % 4)
+        expected.append(("tilezero", [total]))
+        for x, w in (("46", "57")[(g * parts + part) % 2] for part in range(parts)):
+            expected += [("tileloadd", [x]), ("tileloadd", [w]), ("tdpbsud", [w, x, total])]
+        expected.append(("tilestored", [total]))
+    assert tiles == [("ldtilecfg", []), *expected, ("tilerelease", [])]
+    (loop,) = (loop for loop in innermost_loops(text) if sum("vcvtdq2ps" in line for line in loop) == 16)
+    assert not any("tile" in line or "tdp" in line for line in loop), "products of other groups are made before"
+    assert sum(bool(re.search(r"vcvtdq2ps\s-?\d*\(", line)) for line in loop) == 16, "each sum is read once, there"
+    assert not any(_STACK.search(line) for line in loop), "no spills"
+    assert "andq\t$-64, %rsp" in text, "cache lines are not split"
 
 
 @pytest.mark.parametrize(
     ("triple", "more", "expected", "named"),
     [
-        ("x86_64-unknown-linux-gnu", {*ISAS["avx512_amx"].features, "avxvnni"}, "avx512_vnni", ["avx512_amx"]),
+        ("x86_64-unknown-linux-gnu", {*ISAS["avx512_amx"].features, "avxvnni"}, "avx512_amx", []),
         ("x86_64-unknown-linux-gnu", {*ISAS["avx512"].features, "amx-tile", "amx-int8"}, "avx512", []),
         ("x86_64-unknown-linux-gnu", {*ISAS["avx_vnni"].features}, "avx_vnni", []),
         ("x86_64-unknown-linux-gnu", {"sse2"}, "x86_64", []),
@@ -120,4 +122,12 @@ def test_a_machine_gets_the_best_that_its_features_allow(
 ) -> None:
     monkeypatch.setattr(tvm.target.codegen, "llvm_get_system_triple", lambda: triple)
     monkeypatch.setattr(isa_module, "host_features", lambda: frozenset(more))
+    monkeypatch.setattr(isa_module, "may_use_tiles", lambda: True)
     assert (host_isa().name, named_isas()) == (expected, named)
+
+
+def test_a_process_that_linux_gives_no_tile_registers_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tvm.target.codegen, "llvm_get_system_triple", lambda: "x86_64-unknown-linux-gnu")
+    monkeypatch.setattr(isa_module, "host_features", lambda: frozenset(ISAS["avx512_amx"].features))
+    monkeypatch.setattr(isa_module, "may_use_tiles", lambda: False)
+    assert (host_isa().name, named_isas()) == ("avx512_vnni", [])
