@@ -12,8 +12,8 @@ from mlc.ir import Graph, parse_format
 from .bench import Case
 from .stats import Cost, Row, Step, decode_step, prefill_steps, summarize, total
 
-Measured = Mapping[str, Mapping[str, float]]
-"""Name of a limit -> `median` and `best` of several passes; see `backends.tvm.limits`."""
+Measured = Mapping[str, float]
+"""What a limit was found to be, by its name; see `backends.tvm.limits`."""
 
 NAMES = ("read", "bytes", "nibbles", "floats")
 
@@ -30,12 +30,7 @@ class Limits:
     @classmethod
     def of(cls, measured: Sequence[Measured]) -> Limits:
         """The medians of several measurements."""
-        return cls(**{name: median(found[name]["median"] for found in measured) for name in NAMES})
-
-    @classmethod
-    def best_of(cls, measured: Sequence[Measured]) -> Limits:
-        """The best of several measurements, for what is itself the best of several."""
-        return cls(**{name: max(found[name]["best"] for found in measured) for name in NAMES})
+        return cls(**{name: median(found[name] for found in measured) for name in NAMES})
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)

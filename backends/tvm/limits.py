@@ -32,17 +32,17 @@ class _Probe:
     items: int
     amount: float  # bytes or operations of a pass
 
-    def rates(self, clock: Clock) -> list[float]:
-        """Bytes or operations per second, of several passes."""
+    def rate(self, clock: Clock, passes: int, seconds: float) -> float:
+        """Bytes or operations per second: the median of so many passes, or more that fill the time."""
         symbols = {"items": self.items}
         self.executor.step(symbols)  # wakes the threads
         rates: list[float] = []
-        end = clock() + _SECONDS
-        while len(rates) < _PASSES or clock() < end:
+        end = clock() + seconds
+        while len(rates) < passes or clock() < end:
             began = clock()
             self.executor.step(symbols)
             rates.append(self.amount / (clock() - began))
-        return rates
+        return median(rates)
 
 
 class Limits:
@@ -73,12 +73,13 @@ class Limits:
             "floats": self._probe(kernels[3], floats, items, items * limits.float_operations(isa)),
         }
 
-    def measure(self, clock: Clock = time.perf_counter) -> dict[str, dict[str, float]]:
+    def measure(
+        self, clock: Clock = time.perf_counter, *, passes: int = _PASSES, seconds: float = _SECONDS
+    ) -> dict[str, float]:
         """`read` bytes per second; operations per second on `bytes` (products widened one by one), on `nibbles` (eight
-        added before they are widened), and on `floats`: of each the median of several passes, and the best.
+        added before they are widened), and on `floats`: medians of `passes`, or more that fill `seconds` for each.
         """
-        found = {name: probe.rates(clock) for name, probe in self._probes.items()}
-        return {name: {"median": median(rates), "best": max(rates)} for name, rates in found.items()}
+        return {name: probe.rate(clock, passes, seconds) for name, probe in self._probes.items()}
 
     def _probe(self, kernel: Kernel, source: Any, items: int, amount: float) -> _Probe:
         program = Program(

@@ -19,7 +19,7 @@ class LimitsSide:
         self._limits = Limits(threads)
         return {"threads": threads}
 
-    def measure(self) -> dict[str, dict[str, float]]:
+    def measure(self) -> dict[str, float]:
         return self._limits.measure()
 
 

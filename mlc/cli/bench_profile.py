@@ -5,30 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from mlc.backends.load import usable_cores
 from mlc.backends.module import Artifact, LanguageModel
+from mlc.backends.tvm.limits import Limits as Meter
 from mlc.errors import BadConfig
 from mlc.options import Options
 from mlc.runtime.batch import Batch
 from mlc.runtime.sampling import SamplingParams
 from mlc.runtime.tokenizer import Tokenizer
 from mlc.tools.bench import FOREIGN_LIMIT
-from mlc.tools.limits import Limits
+from mlc.tools.limits import Limits, Measured
 from mlc.tools.peers.serve import Span
 from mlc.tools.profile import Row, Timed, attribute
 from mlc.tools.stats import Step, decode_step, prefill_step
 
 from . import output
 from .bench_overhead import ANSWER, Overhead, measure_overhead, sampling_params
-from .bench_sides import limits_side
 from .source import Stage, graph
 
-_STEPS, _LEAST_STEPS, _SECONDS = 20, 3, 6.0  # each call's best time counts
+_ROUNDS, _LEAST_ROUNDS, _SECONDS = 100, 3, 6.0
+_WARM = 0.005  # seconds
 _TICK = 1e-8  # seconds; a call takes at least that
 
 
@@ -76,9 +77,12 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Times:
+    """Medians of several rounds."""
+
     calls: Sequence[Timed]  # those that were made, without the time to launch them
     step: float  # seconds of the step as one native call
     launch: float  # seconds to launch a call
+    limits: Limits | None  # of the machine, between the steps
 
 
 def profile(
@@ -98,50 +102,58 @@ def profile(
         raise BadConfig("--sampling is of steps that write: give --depth without --prompt-len")
     params, artifact = sampling_params(sampling), Artifact(folder, threads=threads)
     model = _open(artifact, subject, max_context)
+    meter = Meter(artifact.threads) if limits else None
     with Span() as span:
-        times = time_calls(model, subject)
+        times = time_calls(model, subject, meter)
         overhead = _overhead(artifact, subject, params) if subject.rows == 1 else None
     if span.foreign > FOREIGN_LIMIT:
         output.note(f"warning: other programs took {100 * span.foreign:.0f} % of the machine meanwhile")
     rows = attribute(times.calls, graph(str(folder), Stage.folded, Options())[0], subject.step())
-    found = _limits(threads) if limits else None
     if json:
         engine = overhead and overhead.as_dict() | {"sampling": asdict(params)}
-        output.print_json(_as_dict(model, subject, times, rows, found, span.foreign) | {"engine": engine})
+        output.print_json(_as_dict(model, subject, times, rows, span.foreign) | {"engine": engine})
     else:
-        _show(model, subject, times, rows, found)
+        _show(model, subject, times, rows)
         if overhead is not None:
             print(overhead.describe())
 
 
-def time_calls(model: LanguageModel, subject: Subject) -> Times:
-    """Every kernel call of the step, and the step as one native call, each at its best time of several."""
+def time_calls(model: LanguageModel, subject: Subject, meter: Meter | None = None) -> Times:
+    """The step as one native call, its kernel calls one by one, and what the machine can do, by turns.
+
+    Each follows the other within milliseconds: a virtual machine is slower at one time than at another.
+    """
     model.prepare(subject.batch(model.page_size, model.vocab))
     for pages in model.kv_memory:
         pages.fill(0)  # what nobody has written is one page of zeros for all, and lies in the cache
     executor, calls = model.executor, model.executor.program.calls
-    best = [float("inf")] * len(calls)
-    whole = float("inf")
-    end = perf_counter() + _SECONDS
-    for done in range(_STEPS):
-        if done >= _LEAST_STEPS and perf_counter() > end:
-            break
-        started = perf_counter()
-        executor.step(model.symbols)
-        whole = min(whole, perf_counter() - started)
+    steps, limits = list[float](), list[Measured]()
+    each: list[list[float]] = [[] for _ in calls]
+    last = 0.0
+
+    def observe(i: int) -> None:
+        nonlocal last
+        each[i].append(perf_counter() - last)
         last = perf_counter()
 
-        def observe(i: int) -> None:
-            nonlocal last
-            now = perf_counter()
-            best[i] = min(best[i], now - last)
-            last = perf_counter()
-
+    end = perf_counter() + _SECONDS
+    while len(steps) < _LEAST_ROUNDS or (len(steps) < _ROUNDS and perf_counter() < end):
+        if meter is not None:
+            limits.append(meter.measure(passes=1, seconds=0.0))
+        warm = perf_counter() + _WARM
+        if subject.rows == 1 or not steps:  # a step that writes finds in the caches what others like it left there
+            executor.step(model.symbols)
+            while perf_counter() < warm:
+                executor.step(model.symbols)
+        began = perf_counter()
+        executor.step(model.symbols)
+        last = perf_counter()
+        steps.append(last - began)
         executor.step_flat(model.symbols, observe)
     made = {i for i in range(len(calls)) if executor.runs(i, model.symbols)}
-    launch = min((best[i] for i in range(len(calls)) if i not in made), default=0.0)  # a call whose guard says no
-    timed = [Timed(calls[i].op, calls[i].kernel, max(best[i] - launch, _TICK)) for i in sorted(made)]
-    return Times(timed, whole, launch)
+    launch = min((median(each[i]) for i in range(len(calls)) if i not in made), default=0.0)  # a guard says no
+    timed = [Timed(calls[i].op, calls[i].kernel, max(median(each[i]) - launch, _TICK)) for i in sorted(made)]
+    return Times(timed, median(steps), launch, Limits.of(limits) if limits else None)
 
 
 def _open(artifact: Artifact, subject: Subject, max_context: int | None) -> LanguageModel:
@@ -173,14 +185,10 @@ def _overhead(artifact: Artifact, subject: Subject, params: SamplingParams) -> O
     return measure_overhead(model, Tokenizer.open(artifact.folder), params, depth=depth, streams=subject.streams)
 
 
-def _limits(threads: int | None) -> Limits:
-    with limits_side(threads or usable_cores()).start() as meter:
-        return Limits.best_of([meter.ask("measure") for _ in range(3)])
-
-
 def _as_dict(
-    model: LanguageModel, subject: Subject, times: Times, rows: Sequence[Row], limits: Limits | None, foreign: float
+    model: LanguageModel, subject: Subject, times: Times, rows: Sequence[Row], foreign: float
 ) -> dict[str, Any]:
+    limits = times.limits
     ops = []
     for r in rows:
         op = {
@@ -210,7 +218,8 @@ def _as_dict(
     }
 
 
-def _show(model: LanguageModel, subject: Subject, times: Times, rows: Sequence[Row], limits: Limits | None) -> None:
+def _show(model: LanguageModel, subject: Subject, times: Times, rows: Sequence[Row]) -> None:
+    limits = times.limits
     whole = sum(row.seconds for row in rows)
     least = [limits.bind(row.reads, row.cost) if limits else ("", 0.0) for row in rows]
     columns = ["op", "weight", "calls >", "µs >", "share >", "bytes >", "GB/s >", "operations >", "Gop/s >"]

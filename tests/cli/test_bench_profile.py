@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 
 from mlc.backends.module import Artifact, LanguageModel
-from mlc.cli import bench_overhead
+from mlc.backends.tvm.limits import Limits as Meter
+from mlc.cli import bench_overhead, bench_profile
 from mlc.cli.bench_overhead import measure_overhead, sampling_params
 from mlc.cli.bench_profile import Subject, time_calls
 from mlc.errors import BadConfig, InvalidRequest
 from mlc.runtime.detokenize import StreamDecoder
 from mlc.runtime.sampling import SamplingParams
 from mlc.runtime.tokenizer import Tokenizer
+from mlc.tools.limits import Limits
 
 Mlc = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -67,6 +69,38 @@ def test_a_profile_reads_keys_and_values_from_memory_of_their_own(tiny: Path) ->
             assert (entries >> np.uint64(63)).all(), "present"
             exclusive = (entries >> np.uint64(56)) & np.uint64(1)
             assert exclusive.all(), "a page that others map too"
+
+
+def test_limits_are_measured_between_the_steps_they_are_held_against(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, done = LanguageModel(Artifact(tiny), max_context=64, kv_tokens=64), list[str]()
+    step, flat, rates = model.executor.step, model.executor.step_flat, iter([1.0, 2.0, 9.0] * 100)
+
+    class Machine(Meter):
+        def __init__(self) -> None: ...
+
+        def measure(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+            done.append("limits")
+            return dict.fromkeys(("read", "bytes", "nibbles", "floats"), next(rates))
+
+    def noted(name: str, call: Callable[..., None]) -> Callable[..., None]:
+        def noting(*args: Any) -> None:
+            done.append(name)
+            call(*args)
+
+        return noting
+
+    monkeypatch.setattr(bench_profile, "_ROUNDS", 6)
+    monkeypatch.setattr(bench_profile, "_WARM", 0.0)
+    monkeypatch.setattr(model.executor, "step", noted("step", step))
+    monkeypatch.setattr(model.executor, "step_flat", noted("calls", flat))
+    times = time_calls(model, Subject(10), Machine())
+    assert done == ["limits", "step", "step", "calls"] * 6
+    assert times.limits == Limits(2.0, 2.0, 2.0, 2.0)
+    done.clear()
+    assert time_calls(model, Subject(0, rows=20)).limits is None
+    assert done == ["step", *["step", "calls"] * 6], "what reads a prompt is long enough to fill the caches by itself"
 
 
 @pytest.mark.slow
