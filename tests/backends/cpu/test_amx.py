@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlc.backends.cpu.isa import Isa, host_features
-from mlc.backends.cpu.linear_quantized import linear_quantized
+from mlc.backends.cpu.linear_quantized import linear_quantized, tilings
 from mlc.backends.native import request_tiles
 from mlc.errors import WrongTarget
 from mlc.ir.types import parse_format
@@ -52,7 +52,8 @@ def test_every_format_is_multiplied_as_float64_does_with_the_bits_of_one_row(
     x = quantized_rows(values, parsed.group)
     expected = dequantized_rows(x) @ w.dequantize().astype(np.float64).T
     operands = quantized_operands(w, amx)
-    single, many = (linear_quantized(N, k, parsed, amx, family) for family in ("vector", "matrix"))
+    single = linear_quantized(N, k, parsed, amx, "vector")
+    many, *others = (linear_quantized(N, k, parsed, amx, "matrix", tiling=t) for t in tilings(amx, parsed, "matrix"))
 
     def run(kernel: Any, rows: int) -> Array:
         inputs = {name: part[:rows] for name, part in x.items()} | operands
@@ -67,6 +68,8 @@ def test_every_format_is_multiplied_as_float64_does_with_the_bits_of_one_row(
             at_once = min(parsed.group, 64)
             tiles = rows // 16 * -(-N // 16)
             assert emulated.products() - done == 2 * tiles * k // at_once, "run with one thread, and with two"
+    for kernel in others:
+        assert run(kernel, max(ROWS)).tobytes() == first.tobytes(), kernel.name
 
 
 def test_linux_lets_a_process_use_tiles_or_says_why_not() -> None:
