@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mlc import __version__
 from mlc.backends.artifact import MANIFEST, cpu_features
+from mlc.backends.native import may_use_tiles
 from mlc.errors import CompileError, InputError, MlcError
 from mlc.frontend.checkpoints.hub import TEXT_FILES, resolve
 from mlc.options import Options
@@ -67,7 +68,10 @@ def key(path: Path, options: Options) -> str:
     """What an artifact depends on, hashed: the checkpoint's files, the options, the machine, and our own code."""
     sha = hashlib.sha256(f"{__version__} {sorted(asdict(options).items())}".encode())
     if options.target == "host":
-        sha.update(" ".join(sorted(cpu_features())).encode())
+        features = cpu_features()
+        sha.update(" ".join(sorted(features)).encode())
+        if "amx-tile" in features and not may_use_tiles():
+            sha.update(b"without AMX")  # Linux says so to this process, and perhaps not to others
     for file in _files(path):
         stat = file.stat()
         sha.update(f"{file.name} {stat.st_size}".encode())

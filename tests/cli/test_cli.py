@@ -16,7 +16,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from mlc import __version__
+from mlc import __version__, cache
+from mlc.backends.cpu.isa import ISAS
 from mlc.cache import BUNDLED, key
 from mlc.cli.commands import app
 from mlc.errors import ParseError
@@ -160,6 +161,17 @@ def test_a_cached_model_is_one_for_each_choice_of_options() -> None:
     assert other.keys() == {f.name for f in fields(Options)}
     keys = {key(BUNDLED, Options()), *(key(BUNDLED, replace(Options(), **{name: v})) for name, v in other.items())}
     assert len(keys) == 1 + len(other)
+
+
+def test_a_process_without_tile_registers_does_not_find_what_was_compiled_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cache, "cpu_features", lambda: frozenset(ISAS["avx512_amx"].features))
+    keys = []
+    for granted in (True, False):
+        monkeypatch.setattr(cache, "may_use_tiles", lambda granted=granted: granted)
+        keys += [key(BUNDLED, Options()), key(BUNDLED, replace(Options(), target="neon"))]
+    assert keys[0] != keys[2] and keys[1] == keys[3]
 
 
 def test_a_graph_can_be_edited_and_compared(cli: Mlc, tmp_path: Path) -> None:
