@@ -96,7 +96,7 @@ def tilings(isa: Isa, format: Format, family: Family) -> tuple[Tiling, ...]:
     many = family == "matrix"
     if isa.registers == 32:
         # A vpdpbusd reads its activations from memory; elsewhere they take registers as well.
-        sides = _SIDES_VNNI if isa.dot == "vnni" else _SIDES_32
+        sides = (_SIDES_VNNI_MANY if many else _SIDES_VNNI_FEW) if isa.dot == "vnni" else _SIDES_32
         found = tuple(Tiling(_falling(high), _falling(wide), cached=4 if many else 1) for high, wide in sides)
         if isa.tiles and many:  # what is left of the rows takes vpdpbusd
             return (Tiling(_falling(amx.ROWS), (1,), prepared=True), *found)
@@ -106,7 +106,8 @@ def tilings(isa: Isa, format: Format, family: Family) -> tuple[Tiling, ...]:
 
 
 _Sides = tuple[tuple[int, int], ...]  # rows of x and row blocks of tiles
-_SIDES_VNNI: _Sides = ((12, 1), (6, 2))
+_SIDES_VNNI_FEW: _Sides = ((12, 1), (6, 2))
+_SIDES_VNNI_MANY: _Sides = ((6, 2), (12, 1))
 _SIDES_32: _Sides = ((8, 1), (4, 2))
 _SIDES_FEW: _Sides = ((8, 1), (4, 2))
 _SIDES_MANY: dict[int, _Sides] = {  # by the bits of a weight
