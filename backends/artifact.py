@@ -1,6 +1,6 @@
 """The artifact: a compiled model as a folder that ordinary tools can inspect.
 
-manifest.yaml         what it is, for which machine, made by what; digests of the other files
+manifest.json         what it is, for which machine, made by what; digests of the other files
 program-NAME.json     the calls of one graph (see `program`)
 module-HASH.so        kernels and walker of all programs; a .ll file where no C compiler was at hand
 weights.safetensors   packed weights, 64-byte aligned
@@ -22,8 +22,8 @@ from mlc.errors import ArtifactError, Corrupt, WrongTarget, WrongVersion
 
 from .program import Program
 
-FORMAT = 4
-MANIFEST = "manifest.yaml"
+FORMAT = 5
+MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 
 
@@ -52,7 +52,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    (folder / MANIFEST).write_bytes(msgspec.yaml.encode(manifest))
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -62,10 +62,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{folder} has no {MANIFEST}, so it is no compiled model; make one with `mlc compile`")
     raw = path.read_bytes()
     try:
-        version = msgspec.yaml.decode(raw, type=dict[str, Any]).get("format")
+        version = msgspec.json.decode(raw, type=dict[str, Any]).get("format")
         if version != FORMAT:
             raise WrongVersion(f"{folder} has artifact format {version}, this mlc reads {FORMAT}; compile it again")
-        return msgspec.yaml.decode(raw, type=Manifest)
+        return msgspec.json.decode(raw, type=Manifest)
     except msgspec.MsgspecError as error:
         raise Corrupt(f"{path} is damaged ({error}); compile the model again") from None
 

@@ -57,13 +57,17 @@ def map_huge(path: Path) -> Array | None:
 def _huge_bytes(memory: Array, smaps: Path = Path("/proc/self/smaps")) -> int:
     """How much of a mapped file lies in huge pages; 0 where the system does not tell."""
     start, found = memory.ctypes.data, False
-    for line in _text(smaps).splitlines():
-        name, _, rest = line.partition(" ")
-        if not name.endswith(":"):
-            low, _, high = name.partition("-")
-            found = int(low, 16) <= start < int(high, 16)
-        elif found and name == "FilePmdMapped:":
-            return int(rest.split()[0]) << 10
+    try:
+        with smaps.open(errors="replace") as lines:
+            for line in lines:  # to the end only if need be: the system makes the text as it is read
+                name, _, rest = line.partition(" ")
+                if not name.endswith(":"):
+                    low, _, high = name.partition("-")
+                    found = int(low, 16) <= start < int(high, 16)
+                elif found and name == "FilePmdMapped:":
+                    return int(rest.split()[0]) << 10
+    except OSError:
+        pass
     return 0
 
 

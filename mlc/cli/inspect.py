@@ -116,7 +116,7 @@ def _show_stats(graph: Graph, name: str, context: int, *, json: bool) -> None:
 def _show_manifest(folder: Path, *, json: bool) -> None:
     import msgspec
 
-    from mlc.backends.artifact import read_manifest
+    from mlc.backends.artifact import MANIFEST, read_manifest
 
     manifest = read_manifest(folder)
     if json:
@@ -125,7 +125,7 @@ def _show_manifest(folder: Path, *, json: bool) -> None:
     table = output.table()
     for name, value in _facts(manifest):
         table.add_row(name, value)
-    for name in (*manifest.digests, "manifest.yaml"):
+    for name in (*manifest.digests, MANIFEST):
         table.add_row("file", f"{name} ({output.size((folder / name).stat().st_size)})")
     output.print_table(table)
     output.note("see also --stage folded, --stage conversion, --stats, --program, --kernels, --kernel NAME")

@@ -36,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_paths_are_themselves(tmp_path: Path) -> None:
     (tmp_path / "artifact").mkdir()
-    (tmp_path / "artifact" / "manifest.yaml").write_text("")
+    (tmp_path / "artifact" / "manifest.json").write_text("")
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     assert resolve(str(tmp_path / "artifact")) == tmp_path / "artifact"
     assert resolve(str(tmp_path / "m.gguf")) == tmp_path / "m.gguf"
