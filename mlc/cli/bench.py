@@ -67,6 +67,15 @@ def bench(
             rich_help_panel=_METHOD,
         ),
     ] = None,
+    cached_kv: Annotated[
+        bool,
+        typer.Option(
+            "--cached-kv",
+            help="With --profile: all pages of a context are one, which stays in the cache. What attention takes then "
+            "is arithmetic; what it takes longer without, memory.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = False,
     limits: Annotated[
         bool,
         typer.Option(
@@ -153,9 +162,10 @@ def bench(
         from .bench_profile import Subject
         from .bench_profile import profile as show_profile
 
-        subject = Subject(depths[0], streams=many[0])
+        subject = Subject(depths[0], streams=many[0], cached_kv=cached_kv)
         if prompt_len is not None:
-            subject = Subject(0 if depth is None else depths[0], rows=_numbers("--prompt-len", prompt_len)[0])
+            rows = _numbers("--prompt-len", prompt_len)[0]
+            subject = Subject(0 if depth is None else depths[0], rows=rows, cached_kv=cached_kv)
         folder = artifact(model, Options(quant, target, kv_type, embedding_quant=embedding_quant))
         show_profile(
             folder,
@@ -169,6 +179,8 @@ def bench(
         return
     if sampling:
         raise BadConfig("--sampling belongs to --profile; all other measurements are greedy")
+    if cached_kv:
+        raise BadConfig("--cached-kv belongs to --profile; all other measurements read keys and values from memory")
     from mlc.tools.plot import svg
 
     from .bench_output import show

@@ -35,11 +35,15 @@ _TICK = 1e-8  # seconds; a call takes at least that
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The step to look at: `streams` sequences add `rows` tokens each, after `depth` tokens of context."""
+    """The step to look at: `streams` sequences add `rows` tokens each, after `depth` tokens of context.
+
+    With `cached_kv` a sequence has one page in place of all its pages, so that keys and values come from the cache.
+    """
 
     depth: int
     rows: int = 1
     streams: int = 1
+    cached_kv: bool = False
 
     @property
     def context(self) -> int:
@@ -49,7 +53,8 @@ class Subject:
     def label(self) -> str:
         if self.rows > 1:
             return f"reading {self.rows} tokens after {self.depth}"
-        return f"writing a token to each of {self.streams} streams at depth {self.depth}"
+        cached = ", keys and values in the cache" if self.cached_kv else ""
+        return f"writing a token to each of {self.streams} streams at depth {self.depth}{cached}"
 
     def step(self) -> Step:
         """As `tools.stats` counts it."""
@@ -61,6 +66,8 @@ class Subject:
         """As the model runs it; stream s has the pages from s * pages on."""
         pages = -(-self.context // page)
         tables = np.arange(self.streams * pages, dtype=np.int32).reshape(self.streams, pages)
+        if self.cached_kv:
+            tables[:] = tables[:, :1]
         positions = np.tile(np.arange(self.depth, self.context, dtype=np.int32), self.streams)
         stream = np.repeat(np.arange(self.streams), self.rows)
         ends = np.arange(self.streams + 1, dtype=np.int32) * self.rows
@@ -98,8 +105,9 @@ def profile(
     """Print the table. Raises BadConfig where the step does not fit the model."""
     if min(subject.rows, subject.streams) < 1:
         raise BadConfig("a step has at least one token: give --prompt-len and --streams above 0 with --profile")
-    if sampling and subject.rows > 1:
-        raise BadConfig("--sampling is of steps that write: give --depth without --prompt-len")
+    for option, wanted in (("--sampling", sampling), ("--cached-kv", subject.cached_kv)):
+        if wanted and subject.rows > 1:
+            raise BadConfig(f"{option} is of steps that write: give --depth without --prompt-len")
     params, artifact = sampling_params(sampling), Artifact(folder, threads=threads)
     model = _open(artifact, subject, max_context)
     meter = Meter(artifact.threads) if limits else None
@@ -208,6 +216,7 @@ def _as_dict(
         "depth": subject.depth,
         "tokens": subject.rows,
         "streams": subject.streams,
+        "cached_kv": subject.cached_kv,
         "threads": model.executor.threads,
         "step_seconds": times.step,
         "calls_seconds": sum(row.seconds for row in rows),

@@ -103,6 +103,17 @@ def test_limits_are_measured_between_the_steps_they_are_held_against(
     assert done == ["step", *["step", "calls"] * 6], "what reads a prompt is long enough to fill the caches by itself"
 
 
+def test_cached_keys_and_values_are_one_page_of_each_sequence(tiny: Path) -> None:
+    subject = Subject(200, streams=2, cached_kv=True)
+    model = LanguageModel(Artifact(tiny), max_context=256, kv_tokens=1024)
+    times = time_calls(model, subject)
+    used = model.executor._memory["step", "tables"].reshape(-1, 256 // model.page_size)[
+        :2, : -(-201 // model.page_size)
+    ]
+    assert (used == used[:, :1]).all() and used[0, 0] != used[1, 0]
+    assert len(times.calls) == len(time_calls(model, Subject(200, streams=2)).calls), "the same calls"
+
+
 @pytest.mark.slow
 def test_streams_and_prompts_have_profiles_too(cli: Mlc, tiny: Path) -> None:
     def products(*options: str) -> dict[str, float]:
@@ -186,6 +197,9 @@ def test_the_share_of_sampling_and_python_is_told(cli: Mlc, tiny: Path) -> None:
     reading = cli("bench", "-m", tiny, "--profile", "--prompt-len", "32", "--sampling", "top_p=0.9")
     assert "give --depth without --prompt-len" in reading.stderr
     assert "--sampling belongs to --profile" in cli("bench", "-m", tiny, "--sampling", "top_p=0.9").stderr
+    assert "--cached-kv belongs to --profile" in cli("bench", "-m", tiny, "--cached-kv").stderr
+    wrong = cli("bench", "-m", tiny, "--profile", "--prompt-len", "8", "--cached-kv")
+    assert "--cached-kv is of steps that write" in wrong.stderr
 
 
 def test_sampling_options_are_checked() -> None:
