@@ -24,6 +24,7 @@ from .program import Program
 
 FORMAT = 5
 MANIFEST = "manifest.json"
+_OLD_MANIFEST = "manifest.yaml"  # of formats 1 to 4
 WEIGHTS = "weights.safetensors"
 
 
@@ -53,6 +54,15 @@ class Manifest(msgspec.Struct, frozen=True):
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a compiled model is at `path`. Raises WrongVersion where an mlc before format 5 wrote it."""
+    if (path / MANIFEST).is_file():
+        return True
+    if (path / _OLD_MANIFEST).is_file():
+        raise WrongVersion(f"{path} was compiled by an older mlc ({_OLD_MANIFEST}); compile the model again")
+    return False
 
 
 def read_manifest(folder: Path) -> Manifest:

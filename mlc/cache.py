@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from mlc import __version__
-from mlc.backends.artifact import MANIFEST, cpu_features
+from mlc.backends.artifact import MANIFEST, cpu_features, is_artifact
 from mlc.backends.native import may_use_tiles
 from mlc.errors import CompileError, InputError, MlcError
 from mlc.frontend.checkpoints.hub import TEXT_FILES, resolve
@@ -51,7 +51,7 @@ def prepare(
 ) -> Path:
     """The artifact for `model`, compiled if need be. `note` is told in a line what was reused or made."""
     path, name = locate(model)
-    if (path / MANIFEST).is_file():
+    if is_artifact(path):
         return path
     options.check()
     out = cache_folder() / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.') or 'model'}-{key(path, options)}"

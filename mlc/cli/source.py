@@ -33,9 +33,9 @@ _IN_ARTIFACT = {Stage.folded: "graph-forward.ir", Stage.conversion: "weights-for
 
 
 def is_artifact(path: Path) -> bool:
-    from mlc.backends.artifact import MANIFEST
+    from mlc.backends import artifact as artifacts
 
-    return (path / MANIFEST).is_file()
+    return artifacts.is_artifact(path)
 
 
 def artifact(subject: str | None, options: Options) -> Path:

@@ -71,6 +71,13 @@ def test_a_weights_file_with_its_config_beside_it_is_a_model(mlc: Mlc, tiny: Pat
     assert done.returncode == 2 and "model.safetensors has no config.json beside it" in done.stderr
 
 
+def test_a_model_compiled_before_the_manifest_was_json_is_to_be_compiled_again(mlc: Mlc, tmp_path: Path) -> None:
+    (tmp_path / "manifest.yaml").write_text("format: 4\n")
+    for command in (("run", "-i", "Hello!", "-m"), ("show",), ("bench", "-m")):
+        done = mlc(*command, tmp_path)
+        assert done.returncode == 2 and "was compiled by an older mlc (manifest.yaml); compile" in done.stderr
+
+
 RUNNING = """
 import sys
 from mlc.runtime.api import Engine
